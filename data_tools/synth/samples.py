@@ -1,0 +1,83 @@
+"""Scenes with questions to samples: open or multiple choice, right or wrong traces, full evidence."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+
+from data_tools.synth.questions import FAMILIES, Conclusion, Draft, Value
+from data_tools.synth.scene import Scene
+from data_tools.synth.trace import trace
+from visd.data.manifest import LETTERS
+from visd.types import Answer, Box, Evidence, Media, Message, Sample
+
+SOURCE = "synth"
+MAX_OPTIONS = 4
+
+
+def choose_drafts(scene: Scene, rng: np.random.Generator, count: int) -> list[Draft]:
+    """At most `count` different questions; the families take turns, so that none dominates."""
+    piles = {name: list(family(scene)) for name, family in FAMILIES.items()}
+    for pile in piles.values():
+        rng.shuffle(pile)  # type: ignore[arg-type]
+    chosen: list[Draft] = []
+    while len(chosen) < count and any(piles.values()):
+        names = [name for name, pile in piles.items() if pile]
+        for index in rng.permutation(len(names)).tolist():
+            chosen.append(piles[names[index]].pop())
+    return chosen[:count]
+
+
+def video_sample(
+    scene: Scene, draft: Draft, rng: np.random.Generator, *, sample_id: str, path: str, wrong_share: float, letter_share: float
+) -> Sample:
+    """One sample of a video.
+
+    Args:
+        path: of the video, relative to the data root.
+        wrong_share: share of traces whose sighting and conclusion are wrong.
+        letter_share: share of multiple-choice questions among those that can be asked so.
+    """
+    wrong = bool(draft.wrong) and rng.random() < wrong_share
+    concluded = draft.wrong[int(rng.integers(len(draft.wrong)))] if wrong else draft.truth
+    options = _options(draft, rng) if draft.choices and rng.random() < letter_share else ()
+    value = _value(draft.truth, options)
+    said: dict[str, Any] = {}
+    if wrong:
+        said = {"trace_answer": _json(_value(concluded, options)), "verified_rationale": trace(scene, draft, draft.truth)}
+    text = draft.text + "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
+    return Sample(
+        id=sample_id,
+        source=SOURCE,
+        family=draft.family,
+        media=(Media("video", path),),
+        messages=(Message("user", f"<video>\n{text}"),),
+        answer=Answer("letter" if options else draft.type, value, options),
+        evidence=_evidence(draft),
+        rationale=trace(scene, draft, concluded),
+        meta={"duration": float(scene.steps), "size": list(scene.size), "fps": scene.fps, **said},
+    )
+
+
+def _options(draft: Draft, rng: np.random.Generator) -> tuple[str, ...]:
+    """The truth, the traces' wrong conclusions and others, shuffled."""
+    wrong = list(dict.fromkeys(cast(str, c.value) for c in draft.wrong))
+    more = [c for c in draft.choices if c != draft.truth.value and c not in wrong]
+    rng.shuffle(more)
+    options = [cast(str, draft.truth.value), *wrong, *more][:MAX_OPTIONS]
+    rng.shuffle(options)
+    return tuple(options)
+
+
+def _value(conclusion: Conclusion, options: tuple[str, ...]) -> Value:
+    return LETTERS[options.index(cast(str, conclusion.value))] if options else conclusion.value
+
+
+def _json(value: Value) -> str | float | list[float]:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _evidence(draft: Draft) -> Evidence:
+    boxes = tuple(Box(float(s.step), s.thing.name, s.thing.box(s.step)) for s in draft.seen)
+    return Evidence((draft.window,), tuple(sorted({b.t for b in boxes})), boxes)

@@ -1,0 +1,192 @@
+"""What happens in a video: objects on a 3 x 3 grid of cells, one state a second.
+
+The world is stated in steps of one second: at step k (from second k to k + 1) an object is in one cell, or nowhere.
+The renderer moves objects smoothly in the last quarter of a step, so that at second k an object stands in its cell of
+step k exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from visd.types import XYXY
+
+COLOURS = {
+    "blue": (40, 80, 255),
+    "green": (30, 200, 60),
+    "purple": (190, 50, 210),
+    "red": (230, 40, 40),
+    "white": (245, 245, 245),
+    "yellow": (240, 220, 40),
+}
+SHAPES = ("square", "circle", "triangle")
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+GRID = 3
+PITCH = 0.3  # distance of cell centres, also an object's width and height, as shares of the frame
+FIRST_CENTRE = 0.2
+SIZES = ((56, 56), (84, 56), (56, 84), (84, 84))  # width, height
+FRAME_RATES = (4, 8, 12)
+
+Cell = tuple[int, int]  # column, row
+Action = Literal["still", "move", "appear", "vanish", "recolour", "move_recolour", "bounce"]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object over the whole clip."""
+
+    colour: str
+    shape: str
+    cells: tuple[Cell | None, ...]  # one a step; None: not to be seen
+    action: Action = "still"
+    event: int | None = None  # step at which its first event has happened
+    direction: str | None = None  # of its first move
+    new_colour: str | None = None
+    recoloured_at: int | None = None  # first step in the new colour
+    hits: int | None = None  # index of the object it touches at step `event`
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+    def moved_until(self) -> int | None:
+        """First step at which a move is over."""
+        changes = [k for k in range(1, len(self.cells)) if self._changed(k)]
+        return changes[-1] if changes else None
+
+    def _changed(self, k: int) -> bool:
+        before, now = self.cells[k - 1], self.cells[k]
+        return before is not None and now is not None and before != now
+
+    def box(self, step: int) -> XYXY:
+        """Box in 0-1 at second `step`; the object must be visible then."""
+        cell = self.cells[step]
+        assert cell is not None
+        return cell_box(cell)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A clip before it is drawn."""
+
+    steps: int  # seconds
+    things: tuple[Thing, ...]  # in the order of their colours' names
+    size: tuple[int, int]  # width, height, px
+    fps: int
+    background: int  # grey level
+
+    def signature(self) -> str:
+        """What happens, whatever the clip's size, frame rate and background."""
+        parts = [f"{t.name}>{t.new_colour}@{t.recoloured_at}:{''.join(cell_name(c) for c in t.cells)}" for t in self.things]
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+    def visible(self, step: int) -> list[Thing]:
+        return [t for t in self.things if t.cells[step] is not None]
+
+
+def cell_name(cell: Cell | None) -> str:
+    """`a1` is the top left cell, `c3` the bottom right one, `-` none."""
+    return "-" if cell is None else f"{'abc'[cell[0]]}{cell[1] + 1}"
+
+
+def cell_box(cell: Cell) -> XYXY:
+    x, y = (FIRST_CENTRE + PITCH * v for v in cell)
+    half = PITCH / 2
+    return (round(x - half, 2), round(y - half, 2), round(x + half, 2), round(y + half, 2))
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """A random scene in which at least one thing happens and no two objects share a cell."""
+    steps = int(rng.choice([4, 5, 6, 8], p=[0.35, 0.3, 0.25, 0.1]))
+    count = 2 if steps == 8 else int(rng.choice([2, 3], p=[0.5, 0.5]))
+    while True:
+        things = _draw_things(rng, steps, count)
+        if things is not None and _legal(things, steps):
+            break
+    size = SIZES[int(rng.choice(len(SIZES), p=[0.55, 0.15, 0.15, 0.15]))]
+    return Scene(steps, things, size, int(rng.choice(FRAME_RATES)), int(rng.integers(0, 60)))
+
+
+def _draw_things(rng: np.random.Generator, steps: int, count: int) -> tuple[Thing, ...] | None:
+    colours = sorted(rng.choice(list(COLOURS), size=count, replace=False).tolist())
+    spare = [c for c in COLOURS if c not in colours]
+    order = rng.permutation(count).tolist()
+    things: dict[int, Thing] = {}
+    if rng.random() < 0.15:
+        pair = _bounce(rng, steps, order[0], order[1], colours)
+        things.update(pair)
+    for place, index in enumerate(order):
+        if index in things:
+            continue
+        active = place < 2
+        names: list[Action] = ["move", "appear", "vanish", "recolour", "move_recolour"]
+        action: Action = names[int(rng.choice(5, p=[0.4, 0.15, 0.15, 0.15, 0.15]))] if active and rng.random() < 0.9 else "still"
+        things[index] = _thing(rng, steps, colours[index], action, spare)
+    if all(t.action == "still" for t in things.values()):
+        return None
+    return tuple(things[i] for i in range(count))
+
+
+def _thing(rng: np.random.Generator, steps: int, colour: str, action: Action, spare: list[str]) -> Thing:
+    shape = str(rng.choice(SHAPES))
+    start: Cell = (int(rng.integers(GRID)), int(rng.integers(GRID)))
+    cells: list[Cell | None] = [start] * steps
+    event = int(rng.integers(1, steps)) if action != "still" else None
+    direction = new_colour = None
+    recoloured_at = None
+    if action == "appear":
+        cells[:event] = [None] * (event or 0)
+    elif action == "vanish":
+        cells[event:] = [None] * (steps - (event or 0))
+    if action in ("recolour", "move_recolour"):
+        new_colour, recoloured_at = str(rng.choice(spare)), event
+    if action in ("move", "move_recolour"):
+        assert event is not None
+        direction = str(rng.choice(list(DIRECTIONS)))
+        event = int(rng.integers(1, steps)) if action == "move_recolour" else event
+        cells = _path(start, direction, event, int(rng.integers(1, 3)), steps)
+    if action == "move_recolour":
+        assert event is not None and recoloured_at is not None
+        return Thing(colour, shape, tuple(cells), action, min(event, recoloured_at), direction, new_colour, recoloured_at)
+    return Thing(colour, shape, tuple(cells), action, event, direction, new_colour, recoloured_at)
+
+
+def _path(start: Cell, direction: str, first: int, length: int, steps: int) -> list[Cell | None]:
+    """Stand at `start`, be one cell further at each step from `first` on, `length` times, then stand still."""
+    dx, dy = DIRECTIONS[direction]
+    return [(start[0] + dx * min(max(k - first + 1, 0), length), start[1] + dy * min(max(k - first + 1, 0), length)) for k in range(steps)]
+
+
+def _bounce(rng: np.random.Generator, steps: int, mover: int, target: int, colours: list[str]) -> dict[int, Thing]:
+    """`mover` goes towards `target` across the grid, touches it at the event step and goes back."""
+    direction = str(rng.choice(list(DIRECTIONS)))
+    dx, dy = DIRECTIONS[direction]
+    lane = int(rng.integers(GRID))
+    start: Cell = (1 - dx if dx else lane, 1 - dy if dy else lane)
+    middle: Cell = (start[0] + dx, start[1] + dy)
+    end: Cell = (middle[0] + dx, middle[1] + dy)
+    event = int(rng.integers(1, steps - 1))
+    cells = tuple(middle if k == event else start for k in range(steps))
+    shapes = rng.choice(SHAPES, size=2).tolist()
+    return {
+        mover: Thing(colours[mover], shapes[0], cells, "bounce", event, direction, hits=target),
+        target: Thing(colours[target], shapes[1], (end,) * steps),
+    }
+
+
+def _legal(things: tuple[Thing, ...], steps: int) -> bool:
+    """Inside the grid, never two objects in a cell or passing through each other, first events at different steps."""
+    for k in range(steps):
+        cells = [t.cells[k] for t in things if t.cells[k] is not None]
+        if len(set(cells)) < len(cells) or any(not (0 <= v < GRID) for c in cells if c is not None for v in c):
+            return False
+        for a in things:
+            for b in things:
+                if k and a is not b and a.cells[k] is not None and a.cells[k] == b.cells[k - 1]:
+                    return False
+    events = [t.event for t in things if t.event is not None]
+    return len(set(events)) == len(events)

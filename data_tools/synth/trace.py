@@ -1,0 +1,52 @@
+"""Short grounded reasoning traces.
+
+    red square,blue circle 0s a1 c2 1s a1 c2 2s b1 c2<obj>red square</obj><box>[0.35,0.05,0.65,0.35]</box>at<t>2.0</t>s so right
+
+First what is seen: the objects, then each second their cells in the same order (`-`: not to be seen; a colour after a
+cell: the object's new colour from then on). Then one sighting, then the conclusion.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from data_tools.synth.questions import Conclusion, Draft, Sighting
+from data_tools.synth.scene import Scene, cell_name
+from visd.data.targets import box_text, time_text
+from visd.types import XYXY, Window
+
+
+def listing(scene: Scene) -> str:
+    """What is seen, second by second."""
+    parts = [",".join(t.name for t in scene.things)]
+    for step in range(scene.steps):
+        parts.append(f"{step}s")
+        for thing in scene.things:
+            parts.append(cell_name(thing.cells[step]))
+            if thing.recoloured_at == step and thing.new_colour:
+                parts.append(thing.new_colour)
+    return " ".join(parts)
+
+
+def claim(seen: Sighting, box: XYXY | None = None) -> str:
+    """An object with its box at a second."""
+    place = box_text(box or seen.thing.box(seen.step))
+    return f"<obj>{seen.thing.name}</obj>{place}at<t>{time_text(seen.step)}</t>s"
+
+
+def trace(scene: Scene, draft: Draft, conclusion: Conclusion) -> str:
+    """The whole reasoning, without the answer tag."""
+    seen, sighting = listing(scene), conclusion.seen
+    if draft.type == "box":
+        assert sighting is not None
+        return seen + claim(sighting, cast(XYXY, conclusion.value))
+    return f"{seen}{claim(sighting) if sighting else ''} so{_stated(draft, conclusion)}"
+
+
+def _stated(draft: Draft, conclusion: Conclusion) -> str:
+    if draft.type == "window":
+        start, end = cast(Window, conclusion.value)
+        return f"<t>{time_text(start)}</t>s to<t>{time_text(end)}</t>s"
+    if draft.type == "number":
+        return f" {cast(float, conclusion.value):g}"
+    return f" {cast(str, conclusion.value)}"

@@ -1,0 +1,1 @@
+"""Tiny models of real architectures, for tests and for the small world."""

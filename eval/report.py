@@ -1,0 +1,198 @@
+"""Puts a run's report together: scores before and after, curves, the last groups with their frames."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.intervals import Interval, paired_difference
+from eval.results import Attempt, QuestionResult, question_from
+from visd.config import VideoSection
+from visd.media.video import decode
+from visd.observe.console import duration
+from visd.observe.files import read_jsonl
+from visd.observe.plots import Curve, Series, smooth
+from visd.observe.records import RolloutRecord, read_dump
+from visd.observe.report import FrameView, GroupView, HeadlineRow, MarkedBox, Report, RolloutView, write_report
+from visd.reward.parse import parse_box, parse_response, parse_window
+from visd.types import XYXY, VisdError
+
+SMOOTHING = 5
+SHOWN = (  # (title, metrics of one set of axes)
+    ("accuracy of rollouts", ("reward/accuracy",)),
+    ("reward parts", ("reward/format", "reward/temporal_iou", "reward/spatial_iou")),
+    ("log teacher - log student", ("gap/right_mean", "gap/wrong_mean")),
+    ("token weights that hit their bound, share", ("weight/clip_share",)),
+    ("response length, tokens", ("rollout/length_mean",)),
+    ("entropy, nats", ("policy/entropy",)),
+    ("teacher's way over student's way", ("teacher/displacement_ratio",)),
+    ("gradient norm", ("optim/grad_norm",)),
+)
+
+
+def build_report(run_dir: Path, before: Path, after: Path, root: Path, out: Path, groups: int = 3, frames: int = 16) -> None:
+    """Write the report of a run to `out`.
+
+    Args:
+        before, after: folders of eval.run on the same manifest.
+        root: folder of the media.
+        groups: how many groups of the last dump to show.
+        frames: most frames to show of a video.
+    """
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    report = Report(
+        title=f"{summary['method']}: {run_dir.name}",
+        facts=_facts(summary),
+        headline=headline(_read(before), _read(after)),
+        curves=run_curves(read_jsonl(run_dir / "metrics.jsonl")),
+        groups=[group_view(records, root, frames) for records in _last_groups(run_dir, groups)],
+    )
+    write_report(out, report)
+
+
+def headline(before: Sequence[QuestionResult], after: Sequence[QuestionResult]) -> list[HeadlineRow]:
+    """Accuracy in all and by family, IoU, format and truncation, before and after, sampled and greedy."""
+    rows = []
+    for mode in ("sampled", "greedy"):
+        if not (before[0].attempts(mode) and after[0].attempts(mode)):
+            continue
+        rows.append(_row(f"accuracy, {mode}", before, after, mode, lambda a: a.accuracy))
+        if mode == "greedy":
+            continue
+        for family in sorted({result.family for result in before}):
+            some = [[r for r in side if r.family == family] for side in (before, after)]
+            rows.append(_row(f"    {family}", some[0], some[1], mode, lambda a: a.accuracy))
+        for part, name in (("temporal_iou", "temporal IoU"), ("spatial_iou", "box IoU"), ("format", "format rate")):
+            some = [[r for r in side if r.attempts(mode)[0].parts.get(part) is not None] for side in (before, after)]
+            if some[0] and some[1]:
+                rows.append(_row(name, some[0], some[1], mode, lambda a, part=part: a.parts[part] or 0.0))
+        rows.append(_row("truncated", before, after, mode, lambda a: a.truncated))
+    return rows
+
+
+def _row(name: str, before: Sequence[QuestionResult], after: Sequence[QuestionResult], mode: Any, pick: Any) -> HeadlineRow:
+    def means(side: Sequence[QuestionResult]) -> dict[str, float]:
+        return {r.sample_id: _mean([pick(attempt) for attempt in r.attempts(mode)]) for r in side}
+
+    def shown(side: dict[str, float]) -> str:
+        return str(paired_difference(dict.fromkeys(side, 0.0), side))
+
+    one, two = means(before), means(after)
+    return HeadlineRow(name, shown(one), shown(two), _signed(paired_difference(one, two)), len(one))
+
+
+def _signed(value: Interval) -> str:
+    bounds = "" if value.low is None or value.high is None else f" [{value.low:+.3f}, {value.high:+.3f}]"
+    return f"{value.mean:+.3f}{bounds}"
+
+
+def run_curves(records: Sequence[dict[str, Any]]) -> list[Curve]:
+    """The metrics that tell most, each smoothed over a few steps; metrics that a run does not have are left out."""
+    shown = []
+    for title, names in SHOWN:
+        series = [s for name in names if (s := _series(records, name)) is not None]
+        if series:
+            shown.append(Curve(f"{title} (mean of {SMOOTHING} steps)", "optimiser step", series))
+    return shown
+
+
+def _series(records: Sequence[dict[str, Any]], name: str) -> Series | None:
+    points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+    if not points:
+        return None
+    return Series(name, [step for step, _ in points], smooth([value for _, value in points], SMOOTHING))
+
+
+def _last_groups(run_dir: Path, count: int) -> list[list[RolloutRecord]]:
+    """The groups of the last dump whose rollouts differ most."""
+    dumps = sorted((run_dir / "rollouts").glob("step_*.jsonl"))
+    if not dumps:
+        return []
+    groups = [list(part) for _, part in groupby(read_dump(dumps[-1]), key=lambda record: record.sample_id)]
+    return sorted(groups, key=lambda records: -max(abs(r.advantage or 0.0) for r in records))[:count]
+
+
+def group_view(records: Sequence[RolloutRecord], root: Path, frames: int) -> GroupView:
+    """One group with the frames of its first video or image, the evidence and what each answer claims."""
+    evidence = records[0].evidence
+    gold = [MarkedBox(box["name"], tuple(box["xyxy"]), box["t"], gold=True) for box in evidence["boxes"]]
+    if records[0].answer["type"] == "box" and not gold:
+        gold = [MarkedBox("answer", tuple(records[0].answer["value"]), 0.0, gold=True)]
+    return GroupView(
+        frames=media_frames(records[0], root, frames),
+        rollouts=[rollout_view(record, gold) for record in records],
+        boxes=gold,
+        windows=[(start, end) for start, end in evidence["windows"]],
+    )
+
+
+def rollout_view(record: RolloutRecord, gold: Sequence[MarkedBox]) -> RolloutView:
+    """A rollout with the boxes and windows of its text, each box with its IoU with the nearest gold one of its name."""
+    parsed = parse_response(record.text)
+    boxes = [
+        _claimed(claim.name, xyxy, claim.t, gold) for claim in parsed.claims if claim.t is not None for xyxy in claim.boxes
+    ]
+    windows = []
+    answer_type = record.answer["type"]
+    if answer_type == "box" and (answer := parse_box(parsed.answer or "")) is not None:
+        boxes.append(_claimed("answer", answer, gold[0].t if gold else 0.0, gold))
+    if answer_type == "window" and (window := parse_window(parsed.answer or "")) is not None:
+        windows.append(window)
+    return RolloutView(record, boxes, windows)
+
+
+def _claimed(name: str, xyxy: XYXY, t: float, gold: Sequence[MarkedBox]) -> MarkedBox:
+    same = [box for box in gold if box.name == name or name == "answer"]
+    nearest = min(same, key=lambda box: abs(box.t - t), default=None)
+    return MarkedBox(name, xyxy, t, gold=False, iou=None if nearest is None else box_iou(xyxy, nearest.xyxy))
+
+
+def box_iou(a: XYXY, b: XYXY) -> float:
+    """Intersection over union of two boxes x1, y1, x2, y2."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
+    return width * height / union if union > 0 else 0.0
+
+
+def media_frames(record: RolloutRecord, root: Path, most: int) -> list[FrameView]:
+    """Frames at the times that the policy saw, thinned out evenly; none for text."""
+    if not record.media or not record.frame_times:
+        return []
+    times = record.frame_times[0]
+    path = root / record.media[0]
+    if not path.is_file():
+        raise VisdError(f"sample {record.sample_id!r}: no file {path}; give the folder of the media as root.")
+    settings = VideoSection(min_frames=1, max_frames=64, min_pixels=784, max_pixels=200704)
+    decoded = decode(path, start=None, end=None, fps=None, settings=settings, factor=28)
+    chosen = [times[i] for i in np.unique(np.linspace(0, len(times) - 1, min(most, len(times))).round().astype(int))]
+    nearest = [min(range(len(decoded.times)), key=lambda i: abs(decoded.times[i] - t)) for t in chosen]
+    return [FrameView(decoded.times[i], decoded.pixels[i]) for i in sorted(set(nearest))]
+
+
+def _facts(summary: dict[str, Any]) -> dict[str, str]:
+    facts = {}
+    for name, value in summary.items():
+        if name == "wall_seconds":
+            facts["wall-clock"] = duration(value)
+        elif isinstance(value, dict):
+            facts[name] = ", ".join(f"{key}: {count}" for key, count in value.items()) or "none"
+        else:
+            facts[name] = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return facts
+
+
+def _read(folder: Path) -> list[QuestionResult]:
+    path = folder / "samples.jsonl"
+    if not path.is_file():
+        raise VisdError(f"{folder} holds no samples.jsonl; run eval.run with out={folder} first.")
+    return [question_from(fields, str(path)) for fields in read_jsonl(path)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,157 @@
+"""A comparison: the same experiment with several methods and seeds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from visd.config import ConfigError
+from visd.observe.files import read_jsonl, write_atomic
+from visd.types import VisdError
+
+
+@dataclass
+class SuiteEval:
+    """How checkpoints are tested."""
+
+    root: str = "???"  # folder below which every media path lies
+    data: str = "???"  # manifest, relative to root
+    split: str = "test"  # its name in the tables
+    settings: list[str] = field(default_factory=list)  # further arguments of eval.run, e.g. samples=4
+    every: int = 0  # also test the kept checkpoints of these steps; 0 tests the last one
+
+
+@dataclass
+class Suite:
+    """One file of configs/suite."""
+
+    title: str = "???"  # heading of the results
+    experiment: str = "???"  # configs/experiment
+    steps: int = 0  # train.steps; required
+    seeds: list[int] = field(default_factory=list)
+    methods: dict[str, list[str]] = field(default_factory=dict)  # name in the tables to overrides
+    baseline: str = "grpo"  # the method whose final accuracy the others are to reach
+    overrides: list[str] = field(default_factory=list)  # for every run
+    window: int = 5  # steps over which the training accuracy is smoothed
+    eval: SuiteEval = field(default_factory=SuiteEval)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training run of a suite."""
+
+    suite: Suite
+    method: str
+    seed: int
+    dir: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}, seed {self.seed}"
+
+    @property
+    def train_arguments(self) -> list[str]:
+        suite = self.suite
+        return [
+            f"experiment={suite.experiment}",
+            *suite.overrides,
+            *suite.methods[self.method],
+            f"run.seed={self.seed}",
+            f"run.dir={self.dir}",
+            f"train.steps={suite.steps}",
+            "train.threads=1",
+            "tracking.progress=false",
+        ]
+
+    def model(self, step: int) -> Path:
+        return self.dir / "checkpoints" / f"step_{step:06d}" / "model"
+
+    def trained(self) -> bool:
+        """Whether the run took all its steps and wrote its last checkpoint."""
+        metrics = self.dir / "metrics.jsonl"
+        if not (metrics.exists() and (self.model(self.suite.steps) / "config.json").exists()):
+            return False
+        records = read_jsonl(metrics)
+        return bool(records) and records[-1]["step"] == self.suite.steps
+
+    def tested_steps(self) -> list[int]:
+        """The steps whose checkpoint is to be tested: the last one and the kept ones between."""
+        every, steps = self.suite.eval.every, self.suite.steps
+        between = range(every, steps, every) if every else ()
+        return [step for step in between if self.model(step).exists()] + [steps]
+
+    def eval_dir(self, step: int) -> Path:
+        return self.dir / "eval" / f"step_{step:06d}"
+
+    def eval_arguments(self, model: Path | str, out: Path) -> list[str]:
+        """Arguments of eval.run, with the prompts and rewards of this run."""
+        test = self.suite.eval
+        return [
+            f"model={model}",
+            f"data={test.data}",
+            f"root={test.root}",
+            f"split={test.split}",
+            f"config={self.dir / 'config.yaml'}",
+            f"out={out}",
+            "threads=1",
+            *test.settings,
+        ]
+
+    def claim(self) -> None:
+        """Write down what the folder is for.
+
+        Raises:
+            VisdError: it was made with other settings.
+        """
+        path = self.dir / "compare.json"
+        arguments = json.dumps(self.train_arguments, indent=1)
+        if path.exists() and path.read_text(encoding="utf-8") != arguments:
+            raise VisdError(
+                f"{self.dir} was trained with other settings than the suite has now; delete it to train anew."
+            )
+        write_atomic(path, arguments)
+
+
+def load_suite(path: Path) -> Suite:
+    """Read a suite.
+
+    Raises:
+        ConfigError: no such file, an unknown or missing field, a wrong type.
+    """
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+        raise ConfigError(f"suite: no file {path}; there are {known or 'none'}.")
+    try:
+        suite: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Suite), OmegaConf.load(path)))
+    except OmegaConfBaseException as error:
+        name = getattr(error, "full_key", None)
+        raise ConfigError(f"{path}: {name or ''}: {str(error).splitlines()[0].rstrip('.')}.") from None
+    if suite.steps < 1 or suite.window < 1 or not suite.seeds or not suite.methods:
+        raise ConfigError(f"{path}: steps, window, seeds and methods must not be empty or 0.")
+    if suite.baseline not in suite.methods:
+        raise ConfigError(f"{path}: baseline: {suite.baseline!r} is not among the methods.")
+    return suite
+
+
+def planned_runs(suite: Suite, folder: Path) -> list[PlannedRun]:
+    """All runs, seed by seed, so that an unfinished comparison has every method equally often."""
+    return [
+        PlannedRun(suite, method, seed, folder / method / f"seed_{seed}")
+        for seed in suite.seeds
+        for method in suite.methods
+    ]
+
+
+def train_command(arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "scripts/train.py", *arguments]
+
+
+def eval_command(arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "eval.run", *arguments]

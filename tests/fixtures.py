@@ -1,0 +1,34 @@
+"""Shared, real inputs of tests: tiny models and a small world, made once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_tools.synth.build import WorldSettings, build
+from data_tools.tiny.model import TinySettings, make_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2_5_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Qwen2.5-VL with random weights; not to be changed."""
+    out = tmp_path_factory.mktemp("models") / "tiny_qwen2_5_vl"
+    make_tiny_model(out, TinySettings(family="qwen2_5_vl"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Qwen3-VL with random weights; not to be changed."""
+    out = tmp_path_factory.mktemp("models") / "tiny_qwen3_vl"
+    make_tiny_model(out, TinySettings(family="qwen3_vl"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world of twelve videos with text problems beside them; not to be changed."""
+    out = tmp_path_factory.mktemp("world")
+    build(out, WorldSettings(kind="mixed", sft=24, train=24, validation=12, test=12))
+    return out

@@ -1,0 +1,116 @@
+"""The policy's log-probabilities against transformers' own forward, for every family, padding and place of the tower."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.models import FAMILIES, tiny_hf, tiny_policy, video_prompt
+from visd.media.family import family_from_config
+from visd.policy.batch import Row
+from visd.policy.policy import Policy
+from visd.types import Prompt, ScoreNeeds
+
+RESPONSES = ([7, 8, 9, 10], [11, 12], [13, 3])
+
+
+def prompts_for(policy: Policy) -> list[Prompt]:
+    return [video_prompt(policy.family, name, grids) for name, grids in (("a", 3), ("b", 2), ("c", 1))]
+
+
+def score(policy: Policy, prompts: list[Prompt], needs: ScoreNeeds, temperature: float = 1.0) -> dict[str, Tensor]:
+    features = policy.encode(prompts)
+    rows = [Row(p, r, f) for p, r, f in zip(prompts, RESPONSES, features, strict=True)]
+    scores = policy.score(rows, temperature=temperature, needs=needs)
+    return {k: v for k, v in vars(scores).items() if v is not None}
+
+
+def plain_log_probabilities(family: str, prompt: Prompt, response: list[int], temperature: float) -> Tensor:
+    """[R, V] by transformers' forward, which computes its own positions from token types and grids."""
+    hf = tiny_hf(family)
+    record = family_from_config(hf.config)
+    ids = torch.cat([prompt.input_ids, torch.tensor(response)])[None]
+    inputs: dict[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if record.has_media:
+        types = torch.cat([prompt.mm_token_type_ids, torch.zeros(len(response), dtype=torch.int)])
+        inputs |= {
+            "mm_token_type_ids": types[None],
+            "pixel_values_videos": prompt.vision.pixel_values_videos,
+            "video_grid_thw": prompt.vision.video_grid_thw,
+        }
+        if record.tokens_per_second is not None:
+            inputs["second_per_grid_ts"] = torch.tensor(prompt.vision.second_per_grid_ts)
+    with torch.no_grad():
+        logits = hf(**inputs).logits[0, len(prompt) - 1 : -1].float() / temperature
+    logits[:, list(record.banned_ids)] = float("-inf")
+    return logits.log_softmax(-1)
+
+
+@pytest.mark.parametrize("tower_inside", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padded_batch_equals_plain_forward(family: str, tower_inside: bool) -> None:
+    policy = tiny_policy(family, tower_inside=tower_inside)
+    prompts = prompts_for(policy)
+    got = score(policy, prompts, ScoreNeeds(entropy=True, top_k=5, full=True), temperature=0.7)
+    for b, (prompt, response) in enumerate(zip(prompts, RESPONSES, strict=True)):
+        expected = plain_log_probabilities(family, prompt, response, 0.7)
+        n = len(response)
+        torch.testing.assert_close(got["full_logp"][b, :n], expected, atol=2e-6, rtol=0)
+        torch.testing.assert_close(
+            got["logp"][b, :n], expected[torch.arange(n), torch.tensor(response)], atol=2e-6, rtol=0
+        )
+        entropy = torch.special.entr(expected.exp()).sum(-1)
+        torch.testing.assert_close(got["entropy"][b, :n], entropy, atol=1e-5, rtol=0)
+        torch.testing.assert_close(got["support_logp"][b, :n], expected.topk(5).values, atol=2e-6, rtol=0)
+        assert (got["logp"][b, n:] == 0).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunked_head_changes_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy(family)
+    prompts = prompts_for(policy)
+    whole, chunked = {}, {}
+    for out, elements in ((whole, 1 << 20), (chunked, 300)):
+        monkeypatch.setattr("visd.policy.head.CHUNK_ELEMENTS", elements)
+        policy.model.zero_grad()
+        logp = score(policy, prompts, ScoreNeeds(entropy=True, top_k=3))["logp"]
+        (logp * torch.arange(logp.numel()).view_as(logp)).sum().backward()
+        out |= {"logp": logp.detach()} | {n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None}
+    assert whole.keys() == chunked.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(chunked[name], value, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_tower_outside_gives_the_gradients_of_the_plain_forward(family: str) -> None:
+    outside = tiny_policy(family)
+    inside = tiny_policy(family, tower_inside=True)
+    for policy in (outside, inside):
+        score(policy, prompts_for(policy), ScoreNeeds())["logp"].sum().backward()
+    grads = {n: p.grad for n, p in inside.model.named_parameters()}
+    for name, parameter in outside.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, grads[name], atol=1e-6, rtol=1e-5)
+    assert any(g is not None and g.abs().sum() > 0 for n, g in grads.items() if ".visual." in n)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_positions_given_are_positions_used(family: str) -> None:
+    """A forward that fell back on the library's positions would not notice that ours were moved."""
+    policy = tiny_policy(family)
+    prompts = prompts_for(policy)
+    before = score(policy, prompts, ScoreNeeds())["logp"]
+    prompts[0].position_ids[1, 5:8] += 3
+    after = score(policy, prompts, ScoreNeeds())["logp"]
+    assert (before[0] - after[0]).abs().max() > 1e-4
+    torch.testing.assert_close(before[1:], after[1:], atol=1e-6, rtol=0)
+
+
+def test_trained_tower_without_media_stays_in_the_graph() -> None:
+    """Text alone must touch the tower's parameters too, or ranks would disagree about gradients."""
+    policy = tiny_policy("qwen2_5_vl", tower_inside=True)
+    text = video_prompt(tiny_policy("text").family, "t", 3)
+    scores = policy.score([Row(text, [7, 8])], temperature=1.0, needs=ScoreNeeds())
+    scores.logp.sum().backward()
+    tower = [p for n, p in policy.model.named_parameters() if ".visual." in n]
+    assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in tower)

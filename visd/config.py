@@ -1,0 +1,321 @@
+"""The typed schema of a run. Every field has one home, one default and one line that says what it does.
+
+`configs/` holds the Hydra groups; `load` turns a composed configuration into a `RunConfig` and refuses an unknown
+field or a wrong type in one sentence that names the field. A node with `_target_` (method, judge, rollout.engine) is
+checked against the dataclass it names when it is built. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from visd.types import VisdError
+
+
+class ConfigError(VisdError):
+    """A configuration that cannot run; the message names the field."""
+
+
+@dataclass
+class RunSection:
+    dir: str = "outputs/run"  # folder of everything the run writes
+    seed: int = 0  # decides data order, sampled tokens and initial weights made here
+    resume: str = "auto"  # auto: newest checkpoint in run.dir if any; never: refuse a folder with steps; or a checkpoint's path
+
+
+@dataclass
+class CheckpointSection:
+    every: int = 50  # optimiser steps between checkpoints; 0 keeps only the final one
+    keep: int = 2  # newest checkpoints kept; 0 keeps all
+    export: str = "final"  # Hugging Face folder: final writes run.dir/model at the end, all also checkpoints/*/model, never none
+
+
+@dataclass
+class TrainSection:
+    steps: int = 100  # optimiser steps of the whole run
+    stop_after: int = 0  # stop cleanly after that many steps of this start; 0 runs to the end
+    prompts_per_step: int = 8  # over all ranks
+    micro_batch_tokens: int = 16384  # most padded prompt + response tokens in one forward of one rank
+    threads: int = 0  # CPU threads of a process; 0 divides the cores among the local ranks
+    deterministic: bool = True  # use deterministic kernels, so that resume is bit-exact
+
+
+@dataclass
+class ModelSection:
+    path: str = "???"  # Hugging Face folder or hub id
+    dtype: str = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU; or float32, bfloat16
+    attention: str = "sdpa"  # transformers' attention implementation: sdpa, eager, flash_attention_2
+    freeze: list[str] = field(default_factory=lambda: ["vision"])  # any of vision (the whole tower), encoder (the tower without its projector), projector, language
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass
+
+
+@dataclass
+class DataSection:
+    root: str = "???"  # folder below which every media path lies
+    train: list[str] = field(default_factory=list)  # manifests (JSONL), relative to root
+    validation: list[str] = field(default_factory=list)  # manifests for evaluation while developing
+    test: list[str] = field(default_factory=list)  # manifests for the final number
+    max_dropped: float = 0.01  # largest share of dropped samples before the run stops
+    frame_cache_mb: int = 2048  # memory for decoded frames, kept for the run
+
+
+@dataclass
+class VideoSection:
+    fps: float = 2.0  # frames a second to sample
+    min_frames: int = 4  # a shorter sampling is raised to this many frames
+    max_frames: int = 768  # a longer one is lowered
+    min_pixels: int = 3136  # least pixels of a frame
+    max_pixels: int = 602112  # most pixels of a frame
+    total_pixels: int = 90316800  # most pixels of a video, all sampled frames
+    timeout: float = 60.0  # s, longest decoding of one file before it is dropped
+
+
+@dataclass
+class PromptSection:
+    system: str = ""  # system message; empty sends none
+    instruction: bool = True  # add the instruction for the answer's type to the question
+    max_tokens: int = 16384  # a longer prompt is dropped and counted
+    position_rule: str = "vllm"  # Qwen2.5-VL after a video: vllm continues from the largest position + 1, transformers as its 5.19
+    video: VideoSection = field(default_factory=VideoSection)
+
+
+@dataclass
+class RolloutSection:
+    n: int = 8  # answers sampled a prompt
+    temperature: float = 1.0  # also divides the logits of student and teacher
+    top_p: float = 1.0  # nucleus of the sampled tokens
+    top_k: int = 0  # most probable tokens to sample from; 0 takes all
+    max_new_tokens: int = 768  # an answer of this length without an end is cut and counted as truncated
+    batch_prompts: int = 0  # prompts generated together on a rank; 0 takes all of the step
+    engine: dict[str, Any] = field(default_factory=lambda: {"_target_": "visd.rollout.transformers_engine.TransformersEngine"})  # who samples
+
+
+@dataclass
+class RewardSection:
+    weights: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.2})  # part to weight; parts not named are logged with weight 0
+    number_tolerance: float = 0.0  # absolute tolerance for numbers, where a sample has none of its own
+    gate_seconds: float = 1.0  # symmetric time gate between a spatial claim and a gold key frame
+    spatial_match: str = "soft"  # object names: soft (equal, contained, shared word) or exact
+    spatial_normaliser: str = "claims"  # divide the spatial score by all claims (penalises spam) or by matched ones
+    spatial_aggregate: str = "mean"  # over the gold objects of a claim: mean, or max as Open-o3-Video
+    temporal_sigma: float = 4.0  # s, initial width of the temporal point reward
+    temporal_sigma_end: float = 1.0  # s, its final width
+    temporal_sigma_until: float = 0.75  # share of the run at which the final width is reached
+
+
+@dataclass
+class TeacherSection:
+    weights: str = "ema"  # ema, live, frozen, snapshot
+    rate: float = 0.05  # ema: theta_T <- (1 - rate) theta_T + rate theta_S after each optimiser step
+    snapshot_every: int = 10  # snapshot: steps between copies
+    ema_dtype: str = "float32"  # dtype of the average; bfloat16 reproduces the published, nearly frozen teacher
+    context: list[str] = field(default_factory=lambda: ["answer", "window", "key_times", "feedback"])  # blocks of the privileged text, in this order
+    max_feedback_chars: int = 1000  # feedback is cut here
+
+
+@dataclass
+class ObjectiveSection:
+    advantage_std: bool = True  # divide by the group's standard deviation
+    advantage_std_ddof: int = 1  # 1: sample deviation, 0: population deviation
+    advantage_eps: float = 1e-4  # added to the standard deviation
+    judge_weight: float = 0.0  # weight of the mean judge score in the direction
+    eps_low: float = 0.2  # lower clip of the importance ratio
+    eps_high: float = 0.2  # upper clip of the importance ratio
+    old_logp: str = "detached"  # detached: the current policy (one update a rollout); engine: as sampled
+    kl_weight: float = 0.0  # weight of KL(policy, reference), k3 estimator; 0 makes no reference pass
+    aggregation: str = "token"  # token: mean over all tokens of the step; sequence: mean over rollouts of token means
+
+
+@dataclass
+class OptimSection:
+    lr: float = 1e-6  # peak learning rate
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW
+    eps: float = 1e-8  # AdamW
+    weight_decay: float = 0.0  # AdamW, on matrices only
+    schedule: str = "constant"  # constant or cosine
+    warmup_steps: int = 0  # linear warm-up
+    min_lr_ratio: float = 0.0  # cosine: final learning rate over the peak
+    max_grad_norm: float = 1.0  # global gradient-norm clip
+
+
+@dataclass
+class SftSection:
+    privileged_share: float = 0.3  # share of prompts that carry a privileged block, so that the model learns to use one
+    context: list[str] = field(default_factory=lambda: ["answer", "window", "key_times", "feedback"])  # blocks that may appear in it
+
+
+@dataclass
+class ParallelSection:
+    mode: str = "none"  # none, ddp, zero2, zero3
+    offload_optimizer: bool = False  # zero: optimiser state in CPU memory
+    timeout_minutes: float = 10.0  # longest wait of a collective before the run stops
+
+
+@dataclass
+class TrackingSection:
+    table_every: int = 10  # steps between printed tables of one group; 0 prints none
+    dump_every: int = 1  # steps between rollout dumps; 0 writes none
+    progress: bool = True  # progress bar
+    wandb: str = "disabled"  # disabled, offline, online
+    project: str = "visd"  # wandb project
+
+
+@dataclass
+class RunConfig:
+    """A whole run."""
+
+    stage: str = "rl"  # rl, or sft for supervised training on reasoning traces
+    check_only: bool = False  # validate files, model and memory, then stop
+    run: RunSection = field(default_factory=RunSection)
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    train: TrainSection = field(default_factory=TrainSection)
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    prompt: PromptSection = field(default_factory=PromptSection)
+    rollout: RolloutSection = field(default_factory=RolloutSection)
+    reward: RewardSection = field(default_factory=RewardSection)
+    judge: dict[str, Any] = field(default_factory=lambda: {"_target_": "visd.judge.rule.RuleJudge"})  # who reports on rollouts
+    teacher: TeacherSection = field(default_factory=TeacherSection)
+    method: dict[str, Any] = field(default_factory=lambda: {"_target_": "visd.methods.grpo.GRPO"})  # the algorithm
+    objective: ObjectiveSection = field(default_factory=ObjectiveSection)
+    optim: OptimSection = field(default_factory=OptimSection)
+    sft: SftSection = field(default_factory=SftSection)
+    parallel: ParallelSection = field(default_factory=ParallelSection)
+    tracking: TrackingSection = field(default_factory=TrackingSection)
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "checkpoint.export": ("final", "all", "never"),
+    "stage": ("rl", "sft"),
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.attention": ("sdpa", "eager", "flash_attention_2"),
+    "prompt.position_rule": ("vllm", "transformers"),
+    "reward.spatial_match": ("soft", "exact"),
+    "reward.spatial_normaliser": ("claims", "matched"),
+    "reward.spatial_aggregate": ("mean", "max"),
+    "teacher.weights": ("ema", "live", "frozen", "snapshot"),
+    "teacher.ema_dtype": ("float32", "bfloat16"),
+    "objective.old_logp": ("detached", "engine"),
+    "objective.aggregation": ("token", "sequence"),
+    "optim.schedule": ("constant", "cosine"),
+    "parallel.mode": ("none", "ddp", "zero2", "zero3"),
+    "tracking.wandb": ("disabled", "offline", "online"),
+}
+
+
+def load(composed: DictConfig | dict[str, Any]) -> RunConfig:
+    """Check a composed configuration against the schema.
+
+    Raises:
+        ConfigError: unknown field, wrong type, missing value or a value outside its choices, in one sentence.
+    """
+    schema = OmegaConf.structured(RunConfig)
+    try:
+        merged = OmegaConf.merge(schema, composed)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_sentence(error)) from None
+    assert isinstance(config, RunConfig)
+    _check_choices(config)
+    _check_ranges(config)
+    return config
+
+
+def build(node: dict[str, Any], where: str, **extra: Any) -> Any:
+    """Build the dataclass that `node._target_` names from the node's other fields and `extra`.
+
+    Raises:
+        ConfigError: no such class, a field it does not have, or a value of another type.
+    """
+    fields = dict(node)
+    target = fields.pop("_target_", None)
+    if not isinstance(target, str) or "." not in target:
+        raise ConfigError(f"{where}._target_ must be the dotted path of a class, got {target!r}.")
+    module_name, _, class_name = target.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConfigError(f"{where}._target_ = {target!r} cannot be imported: {error}.") from error
+    known = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for name in fields:
+        if name not in known:
+            raise ConfigError(f"{where}.{name} is not a field of {class_name}; it has {', '.join(sorted(known))}.")
+    try:
+        settings = OmegaConf.to_container(OmegaConf.merge(_settings_schema(cls, set(extra)), fields))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_sentence(error, prefix=f"{where}.")) from None
+    assert isinstance(settings, dict)
+    return cls(**{str(k): v for k, v in settings.items()}, **extra)
+
+
+def _settings_schema(cls: type, exclude: set[str]) -> DictConfig:
+    """The fields of `cls` that come from configuration, typed."""
+    import typing
+
+    hints = typing.get_type_hints(cls)
+    spec = []
+    for f in dataclasses.fields(cls):
+        if not f.init or f.name in exclude:
+            continue
+        default: Any = dataclasses.MISSING
+        if f.default is not dataclasses.MISSING:
+            default = f.default
+        spec.append(
+            (f.name, hints[f.name], field(default_factory=f.default_factory))
+            if f.default_factory is not dataclasses.MISSING
+            else (f.name, hints[f.name], field(default="???" if default is dataclasses.MISSING else default))
+        )
+    return OmegaConf.structured(dataclasses.make_dataclass(cls.__name__ + "Settings", spec))
+
+
+def _one_sentence(error: OmegaConfBaseException, prefix: str = "") -> str:
+    first = str(error).strip().splitlines()[0].rstrip(".")
+    name = getattr(error, "full_key", None)
+    if name:
+        return f"{prefix}{name}: {first}."
+    return f"{prefix.rstrip('.')}: {first}." if prefix else f"{first}."
+
+
+def _check_choices(config: RunConfig) -> None:
+    for name, choices in CHOICES.items():
+        value = _lookup(config, name)
+        if value not in choices:
+            raise ConfigError(f"{name}: {value!r} is not one of {', '.join(choices)}.")
+    for part in config.model.freeze:
+        if part not in FREEZABLE:
+            raise ConfigError(f"model.freeze: {part!r} is not one of {', '.join(FREEZABLE)}.")
+
+
+FREEZABLE = ("vision", "encoder", "projector", "language")
+POSITIVE = (
+    "train.steps", "train.prompts_per_step", "train.micro_batch_tokens", "rollout.n", "rollout.temperature",
+    "rollout.max_new_tokens", "optim.lr", "optim.max_grad_norm", "prompt.max_tokens", "prompt.video.fps",
+    "prompt.video.min_frames", "prompt.video.max_frames", "prompt.video.timeout", "teacher.snapshot_every",
+)  # fmt: skip
+SHARES = ("data.max_dropped", "teacher.rate", "sft.privileged_share", "rollout.top_p", "reward.temporal_sigma_until")
+
+
+def _check_ranges(config: RunConfig) -> None:
+    for name in POSITIVE:
+        value = _lookup(config, name)
+        if not value > 0:
+            raise ConfigError(f"{name}: {value!r} must be greater than 0.")
+    for name in SHARES:
+        value = _lookup(config, name)
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{name}: {value!r} must lie between 0 and 1.")
+    if config.prompt.video.min_frames > config.prompt.video.max_frames:
+        raise ConfigError("prompt.video.min_frames: must not be greater than prompt.video.max_frames.")
+
+
+def _lookup(config: RunConfig, dotted: str) -> Any:
+    value: Any = config
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value

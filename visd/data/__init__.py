@@ -1,0 +1,1 @@
+"""Manifests, prompts and the order of samples."""

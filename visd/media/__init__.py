@@ -1,0 +1,1 @@
+"""Video decoding, positions and prompts as tensors."""

@@ -1,0 +1,31 @@
+"""The ways in which a media file can be unusable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from visd.types import VisdError
+
+REASONS = (
+    "outside_root",  # the path leaves the data root
+    "missing",  # no such file
+    "empty",  # zero bytes
+    "unreadable",  # not a media file, or damaged where it is needed
+    "no_video_stream",  # audio only
+    "too_short",  # fewer frames than prompt.video.min_frames
+    "bad_clip",  # start and end do not lie inside the file
+    "bad_size",  # an aspect ratio that no allowed size fits
+    "truncated",  # the file ends before what its header announces and is asked for
+    "timeout",  # decoding took longer than prompt.video.timeout
+)
+
+
+class DecodeError(VisdError):
+    """A file that cannot give the frames asked for. `reason` is one of `REASONS`."""
+
+    def __init__(self, reason: str, path: Path | str, message: str):
+        assert reason in REASONS, reason
+        super().__init__(f"{path}: {message}")
+        self.reason = reason
+        self.path = str(path)
+        self.message = message

@@ -1,0 +1,226 @@
+"""Questions to `Prompt`s: ids, pixels and positions, made once and never left to a library's defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer
+
+from visd.config import PromptSection
+from visd.media.cache import FrameCache
+from visd.media.chat import check_media, conversation, find_suffix
+from visd.media.errors import DecodeError
+from visd.media.family import Family, family_from_config
+from visd.media.positions import positions
+from visd.media.video import DecodeCounter
+from visd.types import DroppedSample, Frames, Media, Message, Prompt, VisdError, VisionInputs
+
+
+class PromptProcessor:
+    """A model's own chat template, tokenizer and pixel normalisation around our frames and our positions.
+
+    Decoded frames are kept, prompts are not: normalising frames again costs milliseconds, while the pixels of a
+    prompt take at least four times the memory of its frames. Callers keep a step's prompts for that step.
+    """
+
+    def __init__(self, model_path: str, family: Family, hf: Any, section: PromptSection, frames: FrameCache | None):
+        """Use `load`. `hf` is the Hugging Face processor, or the tokenizer of a text-only family."""
+        self.model_path = model_path
+        self.family = family
+        self.section = section
+        self.tokenizer: Any = hf.tokenizer if family.has_media else hf
+        self._hf = hf
+        self._frames = frames
+        self.counters = frames.counters if frames is not None else DecodeCounter()  # of this process, so far
+        self._suffix = find_suffix(hf)
+        self._suffix_ids: list[int] = self.tokenizer(self._suffix, add_special_tokens=False)["input_ids"]
+        self._reserved = _reserved_tokens(self.tokenizer)
+
+    @classmethod
+    def load(cls, model_path: str, section: PromptSection, root: Path, cache_mb: int) -> PromptProcessor:
+        """The processor of a Hugging Face folder or hub id.
+
+        Args:
+            root: every media path lies below it.
+            cache_mb: MiB of memory for decoded frames.
+
+        Raises:
+            VisdError: no such model, an architecture that is not supported, or an unusable chat template.
+        """
+        try:
+            config = AutoConfig.from_pretrained(model_path)
+            has_media = family_from_config(config).has_media
+            hf = (AutoProcessor if has_media else AutoTokenizer).from_pretrained(model_path)
+        except (OSError, ValueError) as error:
+            raise VisdError(f"model.path: {model_path!r} has no config and processor to load ({error}).") from error
+        family = family_from_config(config, hf.tokenizer if has_media else hf)
+        frames = None
+        if has_media:
+            _check_agreement(family, hf, model_path)
+            frames = FrameCache(root, section.video, family.pixel_factor, cache_mb * 2**20)
+        return cls(model_path, family, hf, section, frames)
+
+    def process(self, sample_id: str, messages: Sequence[Message], media: Sequence[Media]) -> Prompt:
+        """The prompt of a chat that ends with the user's turn.
+
+        Raises:
+            DroppedSample: an unusable file, placeholders that do not fit the media, reserved tokens in the text, or
+                more tokens than `prompt.max_tokens`.
+        """
+        self._check(sample_id, messages, media)
+        decoded = [self._decode(sample_id, item) for item in media]
+        text = self._hf.apply_chat_template(conversation(messages), tokenize=False, add_generation_prompt=True)
+        prompt = self._tensors(sample_id, text, media, decoded)
+        if len(prompt) > self.section.max_tokens:
+            raise DroppedSample(
+                sample_id,
+                "prompt_too_long",
+                f"its prompt has {len(prompt)} tokens, more than prompt.max_tokens = {self.section.max_tokens}; "
+                "lower prompt.video.fps, max_frames or max_pixels, or raise the limit.",
+            )
+        return prompt
+
+    def insert_text(self, prompt: Prompt, text: str) -> Prompt:
+        """The prompt with `text` put at the end of the user's turn; all other ids and the pixels stay as they are.
+
+        Special tokens spelled out in `text` are read as plain text: they can neither end the turn nor stand for media.
+        """
+        added = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_tensors="pt")
+        start, ids = prompt.suffix_start, added["input_ids"][0].long()
+        types = prompt.mm_token_type_ids
+        token_types = torch.cat([types[:start], types.new_zeros(len(ids)), types[start:]])
+        return dataclasses.replace(
+            prompt,
+            text=prompt.text.removesuffix(self._suffix) + text + self._suffix,
+            input_ids=torch.cat([prompt.input_ids[:start], ids, prompt.input_ids[start:]]),
+            mm_token_type_ids=token_types,
+            position_ids=self._positions(token_types, prompt.vision),
+            suffix_start=start + len(ids),
+        )
+
+    def _check(self, sample_id: str, messages: Sequence[Message], media: Sequence[Media]) -> None:
+        if not messages or messages[-1].role != "user":
+            raise DroppedSample(sample_id, "bad_messages", "its messages must end with the user's.")
+        if problem := check_media(messages, media):
+            raise DroppedSample(sample_id, "media_mismatch", problem)
+        if media and not self.family.has_media:
+            raise DroppedSample(
+                sample_id, "media_unsupported", f"it has media, but {self.model_path!r} is a text-only model."
+            )
+        for message in messages:
+            if found := [token for token in self._reserved if token in message.content]:
+                raise DroppedSample(
+                    sample_id, "reserved_token", f"its text spells out the special token {found[0]!r}; remove it."
+                )
+
+    def _decode(self, sample_id: str, media: Media) -> Frames:
+        assert self._frames is not None
+        try:
+            return self._frames.get(media)
+        except DecodeError as error:
+            raise DroppedSample(sample_id, error.reason, f"{media.kind} {error}") from error
+
+    def _tensors(self, sample_id: str, text: str, media: Sequence[Media], decoded: Sequence[Frames]) -> Prompt:
+        if self.family.has_media:
+            inputs = self._call_processor(text, media, decoded)
+            types = inputs["mm_token_type_ids"][0].int()
+        else:
+            inputs = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")
+            types = torch.zeros(inputs["input_ids"].shape[1], dtype=torch.int)
+        ids = inputs["input_ids"][0].long()
+        vision = _vision_inputs(inputs)
+        suffix_start = len(ids) - len(self._suffix_ids)
+        if not text.endswith(self._suffix) or ids[suffix_start:].tolist() != self._suffix_ids:
+            raise VisdError(
+                f"sample {sample_id!r}: the chat template of {self.model_path!r} opens the assistant's turn differently "
+                f"here than after a plain message ({self._suffix!r}), so text cannot be inserted before it."
+            )
+        return Prompt(
+            sample_id=sample_id,
+            text=text,
+            input_ids=ids,
+            mm_token_type_ids=types,
+            position_ids=self._positions(types, vision),
+            vision=vision,
+            frame_times=tuple(frames.times for frames in decoded),
+            suffix_start=suffix_start,
+        )
+
+    def _call_processor(self, text: str, media: Sequence[Media], decoded: Sequence[Frames]) -> Any:
+        videos = [frames for item, frames in zip(media, decoded, strict=True) if item.kind == "video"]
+        images = [frames for item, frames in zip(media, decoded, strict=True) if item.kind == "image"]
+        extra: dict[str, Any] = {}
+        if videos:
+            extra["videos"] = [_channels_first(frames) for frames in videos]
+            extra["videos_kwargs"] = {
+                "do_resize": False,
+                "do_sample_frames": False,
+                "video_metadata": [video_metadata(frames, self.family) for frames in videos],
+            }
+        if images:
+            extra["images"] = [_channels_first(frames)[0] for frames in images]
+            extra["images_kwargs"] = {"do_resize": False}
+        return self._hf(text=[text], text_kwargs={"add_special_tokens": False}, return_tensors="pt", **extra)
+
+    def _positions(self, token_types: Tensor, vision: VisionInputs) -> Tensor:
+        return positions(
+            self.family,
+            self.section.position_rule,
+            token_types,
+            vision.image_grid_thw,
+            vision.video_grid_thw,
+            vision.second_per_grid_ts,
+        )
+
+
+def video_metadata(frames: Frames, family: Family) -> dict[str, Any]:
+    """What a processor or an engine must be told of frames that are already sampled.
+
+    A family that writes timestamps computes them as frame number / fps; at 1 frame a second the number is the time
+    itself, which is exact for variable frame rates too. The others need the sampled rate, which is the number of
+    frames over the clip's duration.
+    """
+    if family.timestamps_in_text:
+        return {"fps": 1.0, "frames_indices": list(frames.times), "total_num_frames": len(frames.times)}
+    return {
+        "fps": frames.source_fps,
+        "frames_indices": list(frames.indices),
+        "total_num_frames": round(frames.duration * frames.source_fps),
+    }
+
+
+def _vision_inputs(inputs: Any) -> VisionInputs:
+    seconds = inputs.get("second_per_grid_ts")
+    return VisionInputs(
+        pixel_values_videos=inputs.get("pixel_values_videos"),
+        video_grid_thw=inputs.get("video_grid_thw"),
+        second_per_grid_ts=() if seconds is None else tuple(torch.as_tensor(seconds).tolist()),
+        pixel_values=inputs.get("pixel_values"),
+        image_grid_thw=inputs.get("image_grid_thw"),
+    )
+
+
+def _channels_first(frames: Frames) -> Tensor:
+    return torch.from_numpy(frames.pixels).permute(0, 3, 1, 2)
+
+
+def _reserved_tokens(tokenizer: Any) -> tuple[str, ...]:
+    return tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+
+
+def _check_agreement(family: Family, hf: Any, model_path: str) -> None:
+    """The model's config and its processor must cut frames into the same patches."""
+    for part in (hf.video_processor, hf.image_processor):
+        for name in ("patch_size", "temporal_patch_size", "merge_size"):
+            if getattr(part, name) != getattr(family, name):
+                raise VisdError(
+                    f"model.path: {model_path!r} has {name} = {getattr(family, name)} in its config but "
+                    f"{getattr(part, name)} in its {type(part).__name__}; the folder mixes two models."
+                )
+        if hasattr(part, "cap_pixels_per_frame"):
+            part.cap_pixels_per_frame = False  # sizes are ours; left open it warns about its own resizing

@@ -1,0 +1,1 @@
+"""Group advantages, direction and magnitude, the policy loss."""

@@ -1,0 +1,130 @@
+"""Step data to named metrics. Pure functions; the step's value comes from `accumulate.reduce` over ranks.
+
+Names: `reward/`, `accuracy/<family>`, `advantage/`, `group/`, `rollout/`, `judge/`, `gap/` (D_t = log teacher - log
+student), `weight/` (per-token weight), `policy/`, `engine/`, `drops/<reason>`, `time/<phase>`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from visd.observe.accumulate import Metrics, Quantiles, Std
+from visd.seeding import generator
+from visd.types import DIMENSIONS, JudgeReport, Rewards, Rollout, RolloutGroup, TokenBatch, TokenCredit, TokenScores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def group_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
+    """All that is known of rollouts before any is scored by the policy."""
+    metrics = Metrics()
+    for group in groups:
+        _rewards(metrics, group.sample.family, group.rewards)
+        _reports(metrics, group.reports)
+        if group.advantages:
+            _advantages(metrics, group)
+    _rollouts(metrics, [rollout for group in groups for rollout in group.rollouts])
+    return metrics
+
+
+def _rewards(metrics: Metrics, family: str, rewards: Sequence[Rewards]) -> None:
+    metrics.mean("reward/total", (reward.total for reward in rewards))
+    metrics.mean("reward/accuracy", (reward.accuracy for reward in rewards))
+    metrics.mean("reward/correct", (reward.correct for reward in rewards))
+    metrics.mean(f"accuracy/{family}", (reward.accuracy for reward in rewards))
+    for name in sorted({name for reward in rewards for name in reward.parts} - {"accuracy"}):
+        metrics.mean(f"reward/{name}", _known(reward.parts.get(name) for reward in rewards))
+
+
+def _reports(metrics: Metrics, reports: Sequence[JudgeReport]) -> None:
+    for dimension in DIMENSIONS if reports else ():
+        metrics.mean(f"judge/{dimension}", _known(r.score(dimension) for r in reports if r.usable))
+    for status, count in Counter(report.status for report in reports).items():
+        metrics.sum(f"judge/status_{status}", count)
+
+
+def _advantages(metrics: Metrics, group: RolloutGroup) -> None:
+    metrics.mean("advantage/mean", group.advantages)
+    metrics.mean("advantage/abs_mean", map(abs, group.advantages))
+    metrics.add("advantage/std", Std.of(group.advantages))
+    metrics.max("advantage/abs_max", *map(abs, group.advantages))
+    metrics.mean("group/no_variance_share", [all(advantage == 0 for advantage in group.advantages)])
+    correct = [reward.correct for reward in group.rewards]
+    metrics.mean("group/all_right_share", [all(correct)])
+    metrics.mean("group/all_wrong_share", [not any(correct)])
+
+
+def _rollouts(metrics: Metrics, rollouts: Sequence[Rollout]) -> None:
+    if not rollouts:
+        return
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    metrics.mean("rollout/length_mean", lengths)
+    metrics.max("rollout/length_max", *lengths)
+    metrics.mean("rollout/truncated", (rollout.stop_reason == "length" for rollout in rollouts))
+    metrics.sum("rollout/count", len(rollouts))
+    metrics.sum("rollout/tokens", *lengths)
+
+
+def token_metrics(batch: TokenBatch, credit: TokenCredit, student: TokenScores) -> Metrics:
+    """What the policy, the teacher and the method say of the response tokens of one micro-batch.
+
+    `gap/` and `weight/clip_share` cover the rows that the teacher scored, `weight/mean` all rows.
+    """
+    metrics = Metrics()
+    mask = batch.mask.bool()
+    if not bool(mask.any()):
+        return metrics
+    metrics.mean("weight/mean", _flat(credit.weights, mask))
+    metrics.mean("advantage/token_abs_mean", _flat(credit.advantages.abs(), mask))
+    metrics.mean("policy/logp_mean", _flat(student.logp, mask))
+    if student.entropy is not None:
+        metrics.mean("policy/entropy", _flat(student.entropy, mask))
+    mismatch = _flat((student.logp - batch.engine_logp).abs(), mask)
+    metrics.mean("engine/logp_diff_mean", mismatch)
+    metrics.max("engine/logp_diff_max", *mismatch)
+    scored = mask & batch.has_teacher[:, None].bool()
+    metrics.mean("weight/teacher_share", _flat(scored.float(), mask))
+    if bool(scored.any()):
+        _teacher(metrics, batch, credit, scored)
+    return metrics
+
+
+def _teacher(metrics: Metrics, batch: TokenBatch, credit: TokenCredit, scored: Tensor) -> None:
+    weights = _flat(credit.weights, scored)
+    metrics.max("weight/max", *weights)
+    metrics.add("weight/std", Std.of(weights))
+    if credit.clipped is not None:
+        metrics.mean("weight/clip_share", _flat(credit.clipped.float(), scored))
+    for index, dimension in enumerate(DIMENSIONS):
+        metrics.mean(f"weight/{dimension}_mean", _flat(credit.weights, scored & (batch.dimensions == index)))
+    if credit.log_ratio is None:
+        return
+    for row, (group, index) in enumerate(zip(batch.groups, batch.indices, strict=True)):
+        gaps = _flat(credit.log_ratio[row], scored[row])
+        side = "right" if group.rewards[index].correct else "wrong"
+        metrics.mean(f"gap/{side}_mean", gaps)
+        metrics.mean(f"gap/{side}_abs_mean", map(abs, gaps))
+        keys = generator("quantiles", group.sample.id, group.rollouts[index].seed).random(len(gaps))
+        metrics.add(f"gap/{side}", Quantiles.of(keys, np.asarray(gaps)))
+
+
+def drop_metrics(drops: Mapping[str, int]) -> Metrics:
+    """`drops/<reason>` and `drops/total`, counted over ranks."""
+    metrics = Metrics()
+    metrics.sum("drops/total", *drops.values())
+    for reason, count in drops.items():
+        metrics.sum(f"drops/{reason}", count)
+    return metrics
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _flat(values: Tensor, mask: Tensor) -> list[float]:
+    return values.detach()[mask].double().cpu().tolist()

@@ -1,0 +1,111 @@
+"""One interface over one process, DDP and ZeRO: the rest of visd never asks which of them runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimiser step did."""
+
+    grad_norm: float  # global, before clipping
+    skipped: bool  # True when gradients were not finite and nothing was updated
+
+
+OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Backend(ABC):
+    """A parallel mode.
+
+    Losses given to `backward` are already divided by global denominators: the gradient of the step is the **sum**
+    over micro-batches and ranks, in every mode. Every rank calls `forward`/`backward`/`step` equally often.
+    """
+
+    mode: str  # none, ddp, zero2, zero3
+    sharded: bool  # True: `local_shards` are parts that no other rank holds; False: every rank holds the same wholes
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @abstractmethod
+    def setup(self, module: nn.Module, optimizer: OptimizerFactory | None, max_grad_norm: float) -> None:
+        """Wrap the module; frozen parameters stay frozen. `optimizer=None` sets up for inference only."""
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The wrapped module's forward."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate gradients; `last` marks the step's final micro-batch, where ranks may reduce."""
+
+    @abstractmethod
+    def step(self, lr: float) -> StepResult:
+        """Clip, update at learning rate `lr`, clear gradients."""
+
+    @abstractmethod
+    @contextmanager
+    def whole_weights(self) -> Iterator[nn.Module]:
+        """Every rank holds the whole module and may run it without the others: generation, teacher, export.
+
+        Entered and left by all ranks together, with gradients off inside; not for backward. Where `forward` runs
+        under autocast, so does the body.
+        """
+        yield  # type: ignore[misc]
+
+    @abstractmethod
+    def local_shards(self) -> dict[str, Tensor]:
+        """Trainable parameters by name as this rank stores them; writing to a tensor in place changes the model.
+
+        Never call inside `whole_weights`.
+        """
+
+    @abstractmethod
+    def full_state(self) -> dict[str, Tensor]:
+        """All parameters and buffers of the module by name, whole, on the CPU, on the main rank; empty elsewhere."""
+
+    @abstractmethod
+    def load_full_state(self, state: dict[str, Tensor]) -> None:
+        """Set parameters by name from whole tensors (all ranks call it with the same tensors)."""
+
+    @abstractmethod
+    def save_training_state(self, folder: Path) -> None:
+        """Weights, optimiser: all that this backend needs to go on bit-exactly. All ranks call it."""
+
+    @abstractmethod
+    def load_training_state(self, folder: Path) -> None:
+        """The inverse of `save_training_state`, for the same mode and number of ranks.
+
+        Raises:
+            VisdError: the folder was written by another mode, another number of ranks or another model.
+        """
+
+    @abstractmethod
+    def all_reduce(self, values: Tensor, op: str = "sum") -> Tensor:
+        """Sum, max or min over ranks; returns a new tensor."""
+
+    @abstractmethod
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """One entry a rank."""
+
+    @abstractmethod
+    def barrier(self) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the process group."""

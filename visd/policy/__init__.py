@@ -1,0 +1,1 @@
+"""The policy: loading, vision features, forward, log-probabilities."""

@@ -1,0 +1,208 @@
+"""Loading a model whole, freezing parts of it, and asking it for log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+
+from visd.config import ConfigError, ModelSection
+from visd.media.family import Family, family_from_config
+from visd.policy.batch import Row, VisionFeatures, build_inputs
+from visd.policy.model import PolicyModel
+from visd.policy.vision import encode_media
+from visd.types import Prompt, ScoreNeeds, TokenScores, VisdError
+
+Forward = Callable[..., dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class ModuleCount:
+    """Parameters of one part of the model."""
+
+    part: str  # encoder, projector, language
+    trained: int
+    frozen: int
+
+
+class Policy:
+    """The policy: the trained module, its frozen vision tower if that stands outside, and the ids it may not sample."""
+
+    def __init__(self, model: PolicyModel, tower: nn.Module | None, source: str, eos_ids: tuple[int, ...]):
+        self.model = model
+        self.tower = tower
+        self.source = source  # folder or hub id the weights came from
+        self.eos_ids = eos_ids
+        self.family = model.family
+        self.tower_calls = 0
+        self._features: dict[str, VisionFeatures] = {}
+
+    @classmethod
+    def load(cls, section: ModelSection, device: torch.device, weight_dtype: torch.dtype | None = None) -> Policy:
+        """Load a checkpoint, freeze its parts and take a frozen tower out.
+
+        Args:
+            weight_dtype: dtype of the trained module's weights; default: the dtype of its activations.
+
+        Raises:
+            ConfigError: no such model, or a part to freeze that it does not have.
+            VisdError: weights are missing or left over.
+        """
+        config = _hf_config(section.path)
+        family = family_from_config(config, AutoTokenizer.from_pretrained(section.path))
+        compute = compute_dtype(section, device)
+        hf = _load_whole(section, family, weight_dtype or compute)
+        frozen = frozen_parts(section.freeze)
+        freeze(hf, family, frozen)
+        if section.gradient_checkpointing:
+            hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        tower = _take_tower(hf, family, compute) if {"encoder", "projector"} <= frozen else None
+        eos = _eos_ids(hf.generation_config, hf.config)
+        model = PolicyModel(hf, family, tower_inside=family.has_media and tower is None)
+        policy = cls(model.to(device), tower.to(device) if tower is not None else None, section.path, eos)
+        policy.set_training(False)
+        return policy
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.banned.device
+
+    def set_training(self, training: bool) -> None:
+        """Dropout is never used; training mode only switches gradient checkpointing on."""
+        self.model.train(training)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[Prompt]) -> list[VisionFeatures | None]:
+        """Features of each prompt from the tower outside; None for text and for a tower inside.
+
+        The tower is called once a prompt until `forget_features`; a prompt with privileged text has the same media
+        and finds the features of the plain one.
+        """
+        if self.tower is None:
+            return [None] * len(prompts)
+        features: list[VisionFeatures | None] = []
+        for prompt in prompts:
+            if not prompt.vision.empty and prompt.sample_id not in self._features:
+                self._features[prompt.sample_id] = encode_media(self.tower, [prompt.vision], [prompt.mm_token_type_ids])[0]
+                self.tower_calls += 1
+            features.append(self._features.get(prompt.sample_id))
+        return features
+
+    def forget_features(self) -> None:
+        """Free the features at the end of a step."""
+        self._features.clear()
+
+    def score(
+        self,
+        rows: Sequence[Row],
+        *,
+        temperature: float,
+        needs: ScoreNeeds,
+        support_ids: Tensor | None = None,
+        forward: Forward | None = None,
+    ) -> TokenScores:
+        """Scores of the rows' response tokens. `forward` is the parallel wrapper's; default: the module itself."""
+        inputs = build_inputs(rows).to(self.device)
+        scores = (forward or self.model)(inputs, temperature, needs, support_ids)
+        return TokenScores(**scores)
+
+    def parameter_table(self) -> list[ModuleCount]:
+        """Trained and frozen parameters by part."""
+        counts: dict[str, list[int]] = {}
+        for part, parameter in self._parts():
+            counts.setdefault(part, [0, 0])[0 if parameter.requires_grad else 1] += parameter.numel()
+        return [ModuleCount(part, *count) for part, count in counts.items()]
+
+    def _parts(self) -> Iterable[tuple[str, nn.Parameter]]:
+        for name, parameter in self.model.hf.named_parameters():
+            yield part_of(name, self.family), parameter
+        for name, parameter in self.tower.named_parameters() if self.tower is not None else ():
+            yield part_of(f"{self.family.vision_module}.{name}", self.family), parameter
+
+    def tower_state(self) -> dict[str, Tensor]:
+        """The outside tower's weights under their names in the Hugging Face model."""
+        if self.tower is None:
+            return {}
+        return {f"{self.family.vision_module}.{k}": v for k, v in self.tower.state_dict().items()}
+
+
+def compute_dtype(section: ModelSection, device: torch.device) -> torch.dtype:
+    """The dtype of activations: bfloat16 on a GPU and float32 on a CPU unless the config says otherwise."""
+    if section.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if section.dtype == "bfloat16" else torch.float32
+
+
+def part_of(name: str, family: Family) -> str:
+    """encoder, projector or language, by a parameter's name in the Hugging Face model."""
+    if not family.has_media or not name.startswith(family.vision_module + "."):
+        return "language"
+    inner = name[len(family.vision_module) + 1 :]
+    return "projector" if inner.split(".")[0] in family.projector_modules else "encoder"
+
+
+def frozen_parts(names: Sequence[str]) -> set[str]:
+    """`model.freeze` in terms of parts: `vision` is the whole tower, encoder and projector."""
+    parts = set(names)
+    return (parts - {"vision"}) | ({"encoder", "projector"} if "vision" in parts else set())
+
+
+def freeze(hf: nn.Module, family: Family, frozen: set[str]) -> None:
+    """Stop gradients into the named parts."""
+    for name, parameter in hf.named_parameters():
+        parameter.requires_grad_(part_of(name, family) not in frozen)
+
+
+def _hf_config(path: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path: {path!r} is no Hugging Face model folder or hub id ({error}).") from error
+
+
+def _load_whole(section: ModelSection, family: Family, dtype: torch.dtype) -> Any:
+    auto = AutoModelForImageTextToText if family.has_media else AutoModelForCausalLM
+    hf, info = auto.from_pretrained(
+        section.path, dtype=dtype, attn_implementation=section.attention, output_loading_info=True
+    )
+    problems = {k: sorted(map(str, v)) for k, v in info.items() if v}
+    if problems:
+        first = "; ".join(f"{kind}: {', '.join(names[:3])} ({len(names)})" for kind, names in problems.items())
+        raise VisdError(
+            f"model.path: the weights in {section.path!r} do not fit the model {type(hf).__name__} ({first}). "
+            "Take a complete checkpoint of this architecture."
+        )
+    return hf
+
+
+def _take_tower(hf: Any, family: Family, dtype: torch.dtype) -> nn.Module | None:
+    if not family.has_media:
+        return None
+    parent_name, _, child = family.vision_module.rpartition(".")
+    parent = hf.get_submodule(parent_name)
+    tower = getattr(parent, child)
+    setattr(parent, child, None)
+    return tower.to(dtype).eval().requires_grad_(False)
+
+
+def _eos_ids(generation: GenerationConfig, config: Any) -> tuple[int, ...]:
+    eos = generation.eos_token_id if generation.eos_token_id is not None else config.get_text_config().eos_token_id
+    if eos is None:
+        raise VisdError("the model's generation_config.json names no eos_token_id: add the end-of-turn id there.")
+    return tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
+
+
+def export(policy: Policy, state: dict[str, Tensor], folder: Path) -> None:
+    """Write weights, config and generation config as a plain Hugging Face folder.
+
+    Args:
+        state: whole weights of the trained module, by its own names (`hf.` first).
+    """
+    weights = {name.removeprefix("hf."): value for name, value in state.items()} | policy.tower_state()
+    hf = policy.model.hf
+    hf.save_pretrained(folder, state_dict=weights)

@@ -1,0 +1,69 @@
+"""Drawing tokens so that a rollout depends on its own seed and on nothing else in its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from visd.rollout.base import Sampling
+from visd.seeding import generator
+
+
+class SeededSampler(LogitsProcessor):
+    """Chooses each token by inverting the distribution function at a uniform number of the row's own stream.
+
+    It hands `generate` logits in which only the chosen token is finite, so that greedy decoding takes it; the numbers
+    are drawn ahead on the CPU, [rows, max_new_tokens]. Log-probabilities kept are those of the whole distribution at
+    the sampling temperature (banned ids excepted), before top-k and top-p.
+    """
+
+    def __init__(self, seeds: Sequence[int], sampling: Sampling, banned_V: Tensor):
+        self.sampling = sampling
+        self.banned = banned_V
+        uniform = np.stack([generator("sampling", seed).random(sampling.max_new_tokens) for seed in seeds])
+        self.uniform = torch.from_numpy(uniform).to(banned_V.device)
+        self.logp: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        logits = scores.float().masked_fill(self.banned, float("-inf")) / self.sampling.temperature
+        logp = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
+        chosen = logp.argmax(-1) if self.sampling.greedy else self._draw(logp, self.uniform[:, len(self.logp)])
+        self.logp.append(logp.gather(-1, chosen[:, None]).squeeze(-1))
+        return torch.full_like(logits, float("-inf")).scatter_(-1, chosen[:, None], 0.0)
+
+    def _draw(self, logp: Tensor, uniform: Tensor) -> Tensor:
+        order = logp.argsort(dim=-1, descending=True, stable=True)
+        probs = logp.gather(-1, order).exp().double()
+        cumulative = probs.cumsum(-1)
+        keep = torch.ones_like(probs, dtype=torch.bool)
+        if self.sampling.top_k:
+            keep[:, self.sampling.top_k :] = False
+        if self.sampling.top_p < 1:
+            keep &= cumulative - probs < self.sampling.top_p
+        keep &= probs > 0
+        kept = (probs * keep).cumsum(-1)
+        rank = torch.searchsorted(kept, (uniform * kept[:, -1])[:, None], right=True).squeeze(-1)
+        # Rounding may put the number at the very end, past the last token that has mass.
+        rank = torch.minimum(rank, keep.sum(-1) - 1)
+        return order.gather(-1, rank[:, None]).squeeze(-1)
+
+
+def token_pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> tuple[str, ...]:
+    """One piece of text a token. A character that spans several tokens belongs to the one that completes it."""
+    pieces: list[str] = []
+    pending: list[int] = []
+    for token in ids:
+        pending.append(token)
+        piece = decode(pending)
+        if piece.endswith("\N{REPLACEMENT CHARACTER}"):
+            pieces.append("")
+            continue
+        pieces.append(piece)
+        pending = []
+    if pending:
+        pieces[-1] = decode(pending)
+    return tuple(pieces)

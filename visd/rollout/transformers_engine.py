@@ -1,0 +1,132 @@
+"""Rollouts by transformers' `generate`: the prompt is run once a group, then its cache is shared by the G answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig
+
+from visd.policy.batch import ForwardInputs, VisionFeatures, concatenate_features
+from visd.policy.policy import Policy
+from visd.rollout.base import RolloutEngine, Sampling
+from visd.rollout.sampling import SeededSampler, token_pieces
+from visd.types import Prompt, Rollout
+
+
+@dataclass
+class TransformersEngine(RolloutEngine):
+    """Samples from the policy's own module, so that engine and trainer cannot disagree about a prompt."""
+
+    policy: Policy
+    tokenizer: Any
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], policy_version: int
+    ) -> list[tuple[Rollout, ...]]:
+        if not prompts:
+            return []
+        model = self.policy.model
+        inputs = left_padded(prompts, self.policy.encode(prompts)).to(self.policy.device)
+        cache = DynamicCache(config=model.hf.config.get_text_config())
+        model.language_output(_without_last(inputs), past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(sampling.n)
+
+        flat_seeds = [seed for row in seeds for seed in row]
+        sampler = SeededSampler(flat_seeds, sampling, model.banned)
+        positions = inputs.position_ids if self.policy.family.has_media else inputs.position_ids[0]
+        output = model.hf.generate(
+            input_ids=inputs.input_ids.repeat_interleave(sampling.n, dim=0),
+            attention_mask=inputs.attention_mask.repeat_interleave(sampling.n, dim=0),
+            position_ids=positions.repeat_interleave(sampling.n, dim=-2),
+            past_key_values=cache,
+            generation_config=self._generation_config(sampling),
+            logits_processor=[sampler],
+        )
+        tokens = output[:, inputs.input_ids.shape[1] :].tolist()
+        logp = torch.stack(sampler.logp, dim=1).tolist()
+        rollouts = [
+            self._rollout(ids, values, seed, policy_version)
+            for ids, values, seed in zip(tokens, logp, flat_seeds, strict=True)
+        ]
+        return [tuple(rollouts[i : i + sampling.n]) for i in range(0, len(rollouts), sampling.n)]
+
+    def _generation_config(self, sampling: Sampling) -> GenerationConfig:
+        """Everything is said here, so that the checkpoint's own sampling defaults have no say."""
+        return GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=list(self.policy.eos_ids),
+            pad_token_id=self.policy.eos_ids[0],
+            use_cache=True,
+        )
+
+    def _rollout(self, ids: list[int], logp: list[float], seed: int, policy_version: int) -> Rollout:
+        ends = [i for i, token in enumerate(ids) if token in self.policy.eos_ids]
+        length = ends[0] + 1 if ends else len(ids)
+        ids = ids[:length]
+        pieces = token_pieces(ids, lambda part: self.tokenizer.decode(part, skip_special_tokens=True))
+        return Rollout(
+            token_ids=tuple(ids),
+            logp=tuple(logp[:length]),
+            text="".join(pieces),
+            pieces=pieces,
+            stop_reason="eos" if ends else "length",
+            seed=seed,
+            policy_version=policy_version,
+        )
+
+
+def left_padded(prompts: Sequence[Prompt], features: Sequence[VisionFeatures | None]) -> ForwardInputs:
+    """Prompts ending in one column, as generation needs them."""
+    length = max(len(prompt) for prompt in prompts)
+    shape = (len(prompts), length)
+    input_ids = torch.zeros(shape, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    types = torch.zeros(shape, dtype=torch.int)
+    positions = torch.zeros((4, *shape), dtype=torch.long)
+    for b, prompt in enumerate(prompts):
+        start = length - len(prompt)
+        input_ids[b, start:] = prompt.input_ids
+        mask[b, start:] = True
+        types[b, start:] = prompt.mm_token_type_ids
+        positions[:, b, start:] = prompt.position_ids
+    empty = torch.zeros((len(prompts), 0), dtype=torch.long)
+    inside = [
+        prompt.vision for prompt, f in zip(prompts, features, strict=True) if f is None and not prompt.vision.empty
+    ]
+    return ForwardInputs(
+        input_ids=input_ids,
+        attention_mask=mask,
+        mm_token_type_ids=types,
+        position_ids=positions,
+        response_index=empty,
+        response_ids=empty,
+        response_mask=empty.bool(),
+        features=concatenate_features([f for f in features if f is not None]),
+        media=tuple(inside),
+    )
+
+
+def _without_last(inputs: ForwardInputs) -> ForwardInputs:
+    """All but the last column, which `generate` runs itself to get the first token's logits."""
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[..., :-1]
+
+    return ForwardInputs(
+        input_ids=cut(inputs.input_ids),
+        attention_mask=cut(inputs.attention_mask),
+        mm_token_type_ids=cut(inputs.mm_token_type_ids),
+        position_ids=cut(inputs.position_ids),
+        response_index=inputs.response_index,
+        response_ids=inputs.response_ids,
+        response_mask=inputs.response_mask,
+        features=inputs.features,
+        media=inputs.media,
+    )

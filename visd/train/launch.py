@@ -1,0 +1,77 @@
+"""From a checked configuration to a finished run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from visd.config import RunConfig
+from visd.observe.tracker import Tracker
+from visd.train.check import check_run
+from visd.train.loop import train
+from visd.train.run import Run, set_up
+from visd.train.sft import train_sft
+from visd.train.state import export_model, resume
+
+
+def run_stage(config: RunConfig) -> int:
+    """Set up, resume, train, export; returns the exit status."""
+    started = time.monotonic()
+    run = set_up(config)
+    try:
+        if run.backend.is_main:
+            print_parameters(run)
+        if config.check_only:
+            return check_run(run)
+        resume(run)
+        title = f"{run_name(config)} {config.stage}"
+        run.tracker = Tracker(run.dir, config.tracking, config.train.steps, run.step, run.backend.is_main, title)
+        try:
+            run.tracker.config(config)
+            (train_sft if config.stage == "sft" else train)(run)
+            if run.step == config.train.steps and config.checkpoint.export != "never":
+                export_model(run, run.dir / "model")
+            run.tracker.summary(summary(run, time.monotonic() - started))
+        finally:
+            run.tracker.close()
+        return 0
+    finally:
+        run.backend.close()
+
+
+def run_name(config: RunConfig) -> str:
+    """The method's name, as its file is called."""
+    return str(config.method["_target_"]).split(".")[-2]
+
+
+def summary(run: Run, wall_seconds: float) -> dict[str, Any]:
+    """`summary.json` of a training run."""
+    videos = {media.path for sample in run.sampler.samples for media in sample.media if media.kind == "video"}
+    return {
+        "method": run_name(run.config),
+        "stage": run.config.stage,
+        "seed": run.config.run.seed,
+        "steps": run.step,
+        "finished": run.step == run.config.train.steps,
+        "wall_seconds": round(wall_seconds, 1),
+        "videos_decoded": run.processor.counters.videos_decoded,
+        "videos_total": len(videos),
+        "drops": dict(run.drops.reasons),
+        "dropped_ids": sorted(run.drops.ids),
+        "processes": run.backend.world_size,
+        "parallel": run.config.parallel.mode,
+    }
+
+
+def print_parameters(run: Run) -> None:
+    """What is trained and what is frozen."""
+    table = Table(title=f"parameters of {run.config.model.path}")
+    for name in ("part", "trained", "frozen"):
+        table.add_column(name, justify="left" if name == "part" else "right")
+    for row in run.policy.parameter_table():
+        table.add_row(row.part, f"{row.trained:,}", f"{row.frozen:,}")
+    Console(file=sys.stderr).print(table)

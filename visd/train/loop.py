@@ -1,0 +1,99 @@
+"""The algorithm, top to bottom.
+
+    sample -> prompts -> rollouts -> rewards -> judge -> advantages -> teacher -> update -> EMA
+
+The loop never asks which method runs, how many processes there are or who samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from visd.judge.base import Judge
+from visd.objective.advantage import group_advantages, returns_of
+from visd.reward.combine import score
+from visd.seeding import derive_seed
+from visd.train.record import record_step
+from visd.train.run import Run
+from visd.train.state import save_checkpoint
+from visd.train.teach import reference_scores, teacher_scores
+from visd.train.update import update_policy
+from visd.types import Prompt, RolloutGroup, Sample
+
+
+def train(run: Run) -> None:
+    """Run the remaining steps, then write the final checkpoint."""
+    config = run.config
+    last = last_step(run)
+    while run.step < last:
+        step = run.step
+        with run.timer.phase("prompts"):
+            pairs = run.prompts(run.sampler.local(step, run.backend.rank, run.backend.world_size))
+        with run.timer.phase("rollout"):
+            groups = sample_rollouts(run, pairs, step)
+        with run.timer.phase("reward"):
+            groups = [with_rewards(run, group, step) for group in groups]
+        with run.timer.phase("judge"):
+            groups = with_reports(run.judge if run.method.wants_judge(step) else None, groups)
+        groups = [with_advantages(run, group) for group in groups]
+        run.method.prepare(groups, run)
+        with run.timer.phase("teacher"):
+            teacher = teacher_scores(run, groups, step)
+            reference = reference_scores(run, groups)
+        with run.timer.phase("update"):
+            update = update_policy(run, groups, teacher, reference, step)
+        with run.timer.phase("ema"):
+            if not update.skipped:
+                run.policy_version += 1
+                if run.method.active(step):
+                    run.teacher.update(run.backend, run.policy_version)
+        run.policy.forget_features()
+        run.step += 1
+        record_step(run, groups, update)
+        every = config.checkpoint.every
+        if run.step == last or (every and run.step % every == 0):
+            save_checkpoint(run)
+
+
+def last_step(run: Run) -> int:
+    """The step after which this start ends."""
+    train = run.config.train
+    return min(train.steps, run.step + train.stop_after) if train.stop_after else train.steps
+
+
+def sample_rollouts(run: Run, pairs: Sequence[tuple[Sample, Prompt]], step: int) -> list[RolloutGroup]:
+    """G rollouts a prompt; the seed of each depends on run, step, sample and generation, not on who samples it."""
+    sampling = run.sampling
+    size = run.config.rollout.batch_prompts or max(len(pairs), 1)
+    groups = []
+    with run.backend.whole_weights():
+        for start in range(0, len(pairs), size):
+            part = pairs[start : start + size]
+            seeds = [
+                [derive_seed("rollout", run.config.run.seed, step, sample.id, g) for g in range(sampling.n)]
+                for sample, _ in part
+            ]
+            rollouts = run.engine.generate([prompt for _, prompt in part], sampling, seeds, run.policy_version)
+            groups += [RolloutGroup(s, p, r) for (s, p), r in zip(part, rollouts, strict=True)]
+    return groups
+
+
+def with_rewards(run: Run, group: RolloutGroup, step: int) -> RolloutGroup:
+    """Verifiable rewards of every rollout."""
+    progress = step / run.config.train.steps
+    rewards = (score(group.sample, rollout.text, run.config.reward, progress) for rollout in group.rollouts)
+    return replace(group, rewards=tuple(rewards))
+
+
+def with_reports(judge: Judge | None, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """The judge's report of every rollout, or none at all."""
+    if judge is None:
+        return list(groups)
+    return [replace(group, reports=reports) for group, reports in zip(groups, judge.judge(groups), strict=True)]
+
+
+def with_advantages(run: Run, group: RolloutGroup) -> RolloutGroup:
+    """Direction: how each rollout compares with its group."""
+    objective = run.config.objective
+    return replace(group, advantages=group_advantages(returns_of(group, objective.judge_weight), objective))

@@ -1,0 +1,48 @@
+"""What is written down after each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from visd.observe.accumulate import Metrics, reduce
+from visd.observe.metrics import drop_metrics, group_metrics
+from visd.observe.records import rollout_records
+from visd.observe.timing import time_metrics
+from visd.train.run import Run
+from visd.train.update import Update
+from visd.types import RolloutGroup
+
+
+def record_step(run: Run, groups: Sequence[RolloutGroup], update: Update) -> None:
+    """Metrics of all ranks, the rollout dump, and now and then a table of one group. All ranks call it."""
+    assert run.tracker is not None
+    tracker, gather, step = run.tracker, run.backend.all_gather_object, run.step
+    metrics = common_metrics(run, update.metrics)
+    metrics.update(group_metrics(groups))
+    tracker.log_step(step, reduce(metrics, gather))
+    if tracker.wants_dump(step):
+        records = [r for part in gather(rollout_records(step, groups, update.traces)) for r in part]
+        tracker.dump(step, sorted(records, key=lambda r: r.sample_id))
+    if tracker.wants_table(step) and groups:
+        tracker.table(step, most_telling(groups))
+
+
+def common_metrics(run: Run, metrics: Metrics) -> Metrics:
+    """What every stage records: times, drops, decoding, teacher displacement."""
+    metrics.update(time_metrics(run.timer.take()))
+    metrics.update(drop_metrics(run.drops.reasons))
+    metrics.sum("media/videos_decoded", run.processor.counters.videos_decoded)
+    metrics.sum("media/tower_calls", run.policy.tower_calls)
+    metrics.max("policy/version", run.policy_version)
+    if run.config.stage == "rl" and run.method.active(run.step - 1):
+        teacher, student = run.teacher.displacement(run.backend)
+        metrics.max("teacher/displacement", teacher)
+        metrics.max("student/displacement", student)
+        if student > 0:
+            metrics.max("teacher/displacement_ratio", teacher / student)
+    return metrics
+
+
+def most_telling(groups: Sequence[RolloutGroup]) -> RolloutGroup:
+    """The group whose rollouts differ most."""
+    return max(groups, key=lambda group: max((abs(a) for a in group.advantages), default=0.0))

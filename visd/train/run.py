@@ -1,0 +1,165 @@
+"""All the parts of a run, built once from its configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from visd.config import ConfigError, RunConfig, build
+from visd.data.manifest import load_manifest
+from visd.data.prompts import PromptBuilder
+from visd.data.sampler import StepSampler
+from visd.judge.base import Judge
+from visd.media.processor import PromptProcessor
+from visd.methods.base import Method
+from visd.observe.timing import PhaseTimer
+from visd.observe.tracker import Tracker
+from visd.parallel import Backend, launch
+from visd.policy.policy import Policy, compute_dtype
+from visd.rollout.base import RolloutEngine, Sampling
+from visd.teacher.weights import TeacherWeights
+from visd.train.optimizer import adamw
+from visd.types import DroppedSample, Prompt, Sample, VisdError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Drops:
+    """Samples that could not be used: which, and why."""
+
+    samples: int  # distinct samples of the run's data
+    max_share: float
+    reasons: Counter[str] = field(default_factory=Counter)
+    ids: set[str] = field(default_factory=set)
+
+    def add(self, error: DroppedSample) -> None:
+        """Count a sample once.
+
+        Raises:
+            VisdError: more than `data.max_dropped` of the samples are gone.
+        """
+        if error.sample_id in self.ids:
+            return
+        self.ids.add(error.sample_id)
+        self.reasons[error.reason] += 1
+        log.warning("dropped %s (%s)", error, error.reason)
+        if len(self.ids) > self.max_share * self.samples:
+            raise VisdError(
+                f"{len(self.ids)} of {self.samples} samples were dropped ({_counts(self.reasons)}), more than "
+                f"data.max_dropped = {self.max_share:g} allows; the last was {error}. Repair the data or raise the cap."
+            )
+
+
+def _counts(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
+
+
+@dataclass
+class Run:
+    """What the loop works with."""
+
+    config: RunConfig
+    dir: Path
+    backend: Backend
+    policy: Policy
+    processor: PromptProcessor
+    builder: PromptBuilder
+    sampler: StepSampler
+    engine: RolloutEngine
+    judge: Judge | None
+    method: Method
+    teacher: TeacherWeights
+    reference: TeacherWeights | None  # the initial weights, when a KL term needs them
+    drops: Drops
+    timer: PhaseTimer
+    tracker: Tracker | None = None  # set when the first step is known
+    step: int = 0  # optimiser steps done
+    policy_version: int = 0  # optimiser steps that changed the weights
+
+    @property
+    def sampling(self) -> Sampling:
+        r = self.config.rollout
+        return Sampling(r.n, r.temperature, r.top_p, r.top_k, r.max_new_tokens)
+
+    def prompts(self, samples: Sequence[Sample]) -> list[tuple[Sample, Prompt]]:
+        """Samples with their prompts; one that cannot be used is counted and left out."""
+        pairs = []
+        for sample in samples:
+            try:
+                pairs.append((sample, self.builder.build(sample.question())))
+            except DroppedSample as error:
+                self.drops.add(error)
+        return pairs
+
+
+def load_samples(config: RunConfig, split: str) -> list[Sample]:
+    """Samples of all manifests of a split.
+
+    Raises:
+        ConfigError: the split names no manifest.
+        ManifestError: a line that is not a valid record, or an id that stands twice.
+    """
+    root = Path(config.data.root)
+    manifests: list[str] = getattr(config.data, split)
+    if not manifests:
+        raise ConfigError(f"data.{split}: names no manifest; give at least one JSONL file below data.root.")
+    samples = [sample for name in manifests for sample in load_manifest(root / name, root)]
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.id in seen:
+            raise ConfigError(f"data.{split}: sample id {sample.id!r} stands in two manifests; ids must be unique.")
+        seen.add(sample.id)
+    return samples
+
+
+def set_up(config: RunConfig) -> Run:
+    """Build every part. Nothing is written yet and no step is taken."""
+    bf16 = compute_dtype(config.model, _device_type()) == torch.bfloat16
+    backend = launch(config.parallel, bf16=bf16, threads=config.train.threads)
+    torch.manual_seed(config.run.seed)
+    torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
+    if config.train.prompts_per_step % backend.world_size:
+        raise ConfigError(
+            f"train.prompts_per_step: {config.train.prompts_per_step} does not divide among "
+            f"{backend.world_size} processes."
+        )
+    samples = load_samples(config, "train")
+    method: Method = build(config.method, "method")
+    judge: Judge | None = build(config.judge, "judge") if config.judge.get("_target_") else None
+    sharded = config.parallel.mode.startswith("zero")
+    policy = Policy.load(config.model, backend.device, None if sharded or not bf16 else torch.float32)
+    processor = PromptProcessor.load(
+        config.model.path, config.prompt, Path(config.data.root), config.data.frame_cache_mb
+    )
+    engine: RolloutEngine = build(
+        config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer
+    )
+    backend.setup(policy.model, adamw(config.optim), config.optim.max_grad_norm)
+    teacher = TeacherWeights(config.teacher)
+    teacher.attach(backend)
+    reference = None
+    if config.stage == "rl" and config.objective.kl_weight > 0:
+        reference = TeacherWeights(frozen_section(config))
+        reference.attach(backend)
+    return Run(
+        config=config,
+        dir=Path(config.run.dir),
+        backend=backend,
+        policy=policy,
+        processor=processor,
+        builder=PromptBuilder(processor, config.prompt),
+        sampler=StepSampler(samples, config.train.prompts_per_step, config.run.seed),
+        engine=engine,
+        judge=judge,
+        method=method,
+        teacher=teacher,
+        reference=reference,
+        drops=Drops(len(samples), config.data.max_dropped),
+        timer=PhaseTimer(torch.cuda.synchronize if backend.device.type == "cuda" else None),
+    )

@@ -1,0 +1,140 @@
+"""One optimiser step: student forwards in micro-batches, credit, loss, backward, update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from visd.methods.base import Scores
+from visd.objective.loss import Denominators, kl_to_reference, policy_loss, token_weights
+from visd.observe.accumulate import Metrics
+from visd.observe.metrics import token_metrics
+from visd.observe.records import TokenTrace, TraceKey, token_traces
+from visd.train.batches import Item, dummy_row, join_scores, token_batch
+from visd.train.optimizer import learning_rate
+from visd.train.plan import micro_batches
+from visd.train.run import Run
+from visd.train.teach import RowScores, items_of
+from visd.types import RolloutGroup, ScoreNeeds, VisdError
+
+
+@dataclass
+class Update:
+    """What a step did."""
+
+    skipped: bool
+    metrics: Metrics  # of this rank
+    traces: dict[TraceKey, TokenTrace]  # of the rollouts that were trained on
+
+
+def update_policy(
+    run: Run, groups: Sequence[RolloutGroup], teacher: RowScores, reference: RowScores, step: int
+) -> Update:
+    """Accumulate the step's gradient over all micro-batches of all ranks, then update once."""
+    items = items_of(run, groups)
+    plan = micro_batches(
+        [len(item.row()) for item in items],
+        run.config.train.micro_batch_tokens,
+        lambda i: f"rollout {items[i].index} of sample {items[i].group.sample.id!r}",
+    )
+    denominators = count(run, groups)
+    rounds = max_over_ranks(run, len(plan))
+    metrics, traces = Metrics(), {}
+    run.policy.set_training(True)
+    for i in range(rounds):
+        last = i == rounds - 1
+        if i < len(plan):
+            part = [items[row] for row in plan[i]]
+            traces |= micro_step(run, part, teacher, reference, denominators, step, last, metrics)
+        else:
+            idle_step(run, last)
+    run.policy.set_training(False)
+    lr = learning_rate(run.config.optim, step, run.config.train.steps)
+    result = run.backend.step(lr)
+    metrics.max("optim/lr", lr)
+    metrics.max("optim/grad_norm", result.grad_norm)
+    metrics.max("optim/skipped", float(result.skipped))
+    return Update(result.skipped, metrics, traces)
+
+
+def count(run: Run, groups: Sequence[RolloutGroup]) -> Denominators:
+    """Tokens and rollouts of the whole step; a rollout without gradient counts as much as any other."""
+    tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
+    rollouts = sum(len(group.rollouts) for group in groups)
+    total = run.backend.all_reduce(torch.tensor([tokens, rollouts], dtype=torch.float64))
+    return Denominators(int(total[0]), int(total[1]))
+
+
+def max_over_ranks(run: Run, number: int) -> int:
+    """Every rank makes as many forwards as the busiest one, and at least one."""
+    return max(1, int(run.backend.all_reduce(torch.tensor(float(number)), "max")))
+
+
+def idle_step(run: Run, last: bool) -> None:
+    """A forward and backward that add exactly nothing."""
+    row = dummy_row(run.policy.eos_ids[0])
+    scores = run.policy.score(
+        [row], temperature=1.0, needs=ScoreNeeds(sampled=True), forward=run.backend.forward
+    )
+    run.backend.backward(scores.logp.sum() * 0.0, last=last)
+
+
+def micro_step(
+    run: Run,
+    items: Sequence[Item],
+    teacher: RowScores,
+    reference: RowScores,
+    denominators: Denominators,
+    step: int,
+    last: bool,
+    metrics: Metrics,
+) -> dict[TraceKey, TokenTrace]:
+    """Forward, credit, loss and backward of one micro-batch."""
+    objective = run.config.objective
+    batch = token_batch(items, [item.key in teacher for item in items], run.backend.device)
+    width = batch.mask.shape[1]
+    taught = join_scores([teacher.get(item.key) for item in items], width)
+    needs = run.method.needs(step)
+    student = run.policy.score(
+        [item.row() for item in items],
+        temperature=run.config.rollout.temperature,
+        needs=ScoreNeeds(sampled=True, entropy=True, full=bool(needs and needs.full)),
+        support_ids=taught.support_ids if taught is not None else None,
+        forward=run.backend.forward,
+    )
+    scores = Scores(student=student.detach(), teacher=taught)
+    credit = run.method.advantages(batch, scores, step)
+    weights = token_weights(batch.mask, objective.aggregation, denominators)
+    old_logp = scores.student.logp if objective.old_logp == "detached" else batch.engine_logp
+    policy = policy_loss(
+        student.logp, old_logp, credit.advantages, weights, objective.eps_low, objective.eps_high
+    )
+    loss = policy.loss
+    if run.reference is not None:
+        known = join_scores([reference[item.key] for item in items], width)
+        assert known is not None
+        kl = kl_to_reference(student.logp, known.logp)
+        loss = loss + objective.kl_weight * (kl * weights).sum()
+        metrics.mean("policy/kl_reference", kl.detach()[batch.mask].tolist())
+    for name, term in run.method.terms(batch, Scores(student, taught), step).items():
+        loss = loss + term.weight * (term.value * weights * term.mask).sum()
+        metrics.mean(f"term/{name}", term.value.detach()[term.mask & batch.mask].tolist())
+    check_finite(run, loss, items)
+    run.backend.backward(loss, last=last)
+
+    metrics.update(token_metrics(batch, credit, scores.student))
+    metrics.sum("loss", loss.item())
+    metrics.mean("policy/clip_share", policy.clipped[batch.mask].float().tolist())
+    return token_traces(batch, credit, scores.student)
+
+
+def check_finite(run: Run, loss: torch.Tensor, items: Sequence[Item]) -> None:
+    """A loss that is not a number stops the run before it reaches the weights."""
+    if not torch.isfinite(loss):
+        names = sorted({item.group.sample.id for item in items})
+        raise VisdError(
+            f"step {run.step + 1}: the loss is {loss.item()} in a micro-batch with samples {', '.join(names)}. "
+            "Look at these samples and at the model's weights; lower optim.lr if the run was diverging."
+        )
