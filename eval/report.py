@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from eval.intervals import Interval, paired_difference
-from eval.results import Attempt, QuestionResult, question_from
+from eval.results import QuestionResult, question_from
 from visd.config import VideoSection
-from visd.media.video import decode
+from visd.media.video import decode, decode_image
 from visd.observe.console import duration
 from visd.observe.files import read_jsonl
 from visd.observe.plots import Curve, Series, smooth
 from visd.observe.records import RolloutRecord, read_dump
 from visd.observe.report import FrameView, GroupView, HeadlineRow, MarkedBox, Report, RolloutView, write_report
 from visd.reward.parse import parse_box, parse_response, parse_window
-from visd.types import XYXY, VisdError
+from visd.types import XYXY, Media, VisdError
 
 SMOOTHING = 5
 SHOWN = (  # (title, metrics of one set of axes)
@@ -35,22 +37,36 @@ SHOWN = (  # (title, metrics of one set of axes)
 )
 
 
-def build_report(run_dir: Path, before: Path, after: Path, root: Path, out: Path, groups: int = 3, frames: int = 16) -> None:
+def build_report(
+    run_dir: Path,
+    before: Path,
+    after: Path,
+    root: Path,
+    out: Path,
+    summary: Mapping[str, Any] | None = None,
+    groups: int = 3,
+    frames: int = 16,
+) -> None:
     """Write the report of a run to `out`.
 
     Args:
         before, after: folders of eval.run on the same manifest.
         root: folder of the media.
+        summary: facts at the head of the page; default: the run's `summary.json`.
         groups: how many groups of the last dump to show.
         frames: most frames to show of a video.
     """
-    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    video: Any = OmegaConf.to_object(
+        OmegaConf.merge(VideoSection, OmegaConf.load(run_dir / "config.yaml").prompt.video)
+    )
+    if summary is None:
+        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     report = Report(
-        title=f"{summary['method']}: {run_dir.name}",
+        title=f"visd: {summary['method']}",
         facts=_facts(summary),
         headline=headline(_read(before), _read(after)),
         curves=run_curves(read_jsonl(run_dir / "metrics.jsonl")),
-        groups=[group_view(records, root, frames) for records in _last_groups(run_dir, groups)],
+        groups=[group_view(records, video, root, frames) for records in _last_groups(run_dir, groups)],
     )
     write_report(out, report)
 
@@ -75,7 +91,9 @@ def headline(before: Sequence[QuestionResult], after: Sequence[QuestionResult]) 
     return rows
 
 
-def _row(name: str, before: Sequence[QuestionResult], after: Sequence[QuestionResult], mode: Any, pick: Any) -> HeadlineRow:
+def _row(
+    name: str, before: Sequence[QuestionResult], after: Sequence[QuestionResult], mode: Any, pick: Any
+) -> HeadlineRow:
     def means(side: Sequence[QuestionResult]) -> dict[str, float]:
         return {r.sample_id: _mean([pick(attempt) for attempt in r.attempts(mode)]) for r in side}
 
@@ -117,14 +135,14 @@ def _last_groups(run_dir: Path, count: int) -> list[list[RolloutRecord]]:
     return sorted(groups, key=lambda records: -max(abs(r.advantage or 0.0) for r in records))[:count]
 
 
-def group_view(records: Sequence[RolloutRecord], root: Path, frames: int) -> GroupView:
+def group_view(records: Sequence[RolloutRecord], video: VideoSection, root: Path, frames: int) -> GroupView:
     """One group with the frames of its first video or image, the evidence and what each answer claims."""
     evidence = records[0].evidence
     gold = [MarkedBox(box["name"], tuple(box["xyxy"]), box["t"], gold=True) for box in evidence["boxes"]]
     if records[0].answer["type"] == "box" and not gold:
         gold = [MarkedBox("answer", tuple(records[0].answer["value"]), 0.0, gold=True)]
     return GroupView(
-        frames=media_frames(records[0], root, frames),
+        frames=media_frames(records[0], video, root, frames),
         rollouts=[rollout_view(record, gold) for record in records],
         boxes=gold,
         windows=[(start, end) for start, end in evidence["windows"]],
@@ -135,7 +153,10 @@ def rollout_view(record: RolloutRecord, gold: Sequence[MarkedBox]) -> RolloutVie
     """A rollout with the boxes and windows of its text, each box with its IoU with the nearest gold one of its name."""
     parsed = parse_response(record.text)
     boxes = [
-        _claimed(claim.name, xyxy, claim.t, gold) for claim in parsed.claims if claim.t is not None for xyxy in claim.boxes
+        _claimed(claim.name, xyxy, claim.t, gold)
+        for claim in parsed.claims
+        if claim.t is not None
+        for xyxy in claim.boxes
     ]
     windows = []
     answer_type = record.answer["type"]
@@ -160,22 +181,26 @@ def box_iou(a: XYXY, b: XYXY) -> float:
     return width * height / union if union > 0 else 0.0
 
 
-def media_frames(record: RolloutRecord, root: Path, most: int) -> list[FrameView]:
-    """Frames at the times that the policy saw, thinned out evenly; none for text."""
-    if not record.media or not record.frame_times:
+def media_frames(record: RolloutRecord, video: VideoSection, root: Path, most: int) -> list[FrameView]:
+    """The frames that the policy saw of the first video or image, thinned out evenly; none for text.
+
+    Raises:
+        VisdError: the file is not there or cannot be decoded.
+    """
+    if not record.media:
         return []
-    times = record.frame_times[0]
-    path = root / record.media[0]
-    if not path.is_file():
-        raise VisdError(f"sample {record.sample_id!r}: no file {path}; give the folder of the media as root.")
-    settings = VideoSection(min_frames=1, max_frames=64, min_pixels=784, max_pixels=200704)
-    decoded = decode(path, start=None, end=None, fps=None, settings=settings, factor=28)
-    chosen = [times[i] for i in np.unique(np.linspace(0, len(times) - 1, min(most, len(times))).round().astype(int))]
-    nearest = [min(range(len(decoded.times)), key=lambda i: abs(decoded.times[i] - t)) for t in chosen]
-    return [FrameView(decoded.times[i], decoded.pixels[i]) for i in sorted(set(nearest))]
+    media = Media(path=record.media[0], **record.clips[0])
+    small = replace(video, min_pixels=784, max_pixels=100352, total_pixels=40_000_000)
+    if media.kind == "image":
+        frames = decode_image(root / media.path, settings=small, factor=28)
+    else:
+        frames = decode(root / media.path, start=media.start, end=media.end, fps=media.fps, settings=small, factor=28)
+    count = len(frames.times)
+    chosen = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
+    return [FrameView(frames.times[i], frames.pixels[i]) for i in chosen]
 
 
-def _facts(summary: dict[str, Any]) -> dict[str, str]:
+def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
     facts = {}
     for name, value in summary.items():
         if name == "wall_seconds":

@@ -86,8 +86,9 @@ def _run_config(given: Any) -> dict[str, Any]:
     if where == "none":
         return {}
     if where == "auto":
-        parents = Path(given.get("model", "")).absolute().parents
-        path = parents[2] / "config.yaml" if len(parents) > 2 and parents[1].name == "checkpoints" else Path()
+        above = Path(given.model).absolute().parents  # RUN/model or RUN/checkpoints/step_NNNNNN/model
+        runs = [above[0], *([above[2]] if len(above) > 2 and above[1].name == "checkpoints" else [])]
+        path = next((run / "config.yaml" for run in runs if (run / "config.yaml").is_file()), Path())
         if not path.is_file():
             return {}
     if not path.is_file():

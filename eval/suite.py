@@ -71,10 +71,14 @@ class PlannedRun:
         ]
 
     def model(self, step: int) -> Path:
+        """The Hugging Face folder of a step: the run's own after the last one, else the checkpoint's."""
+        final = self.dir / "model"
+        if step == self.suite.steps and (final / "config.json").exists():
+            return final
         return self.dir / "checkpoints" / f"step_{step:06d}" / "model"
 
     def trained(self) -> bool:
-        """Whether the run took all its steps and wrote its last checkpoint."""
+        """Whether the run took all its steps and wrote its last weights."""
         metrics = self.dir / "metrics.jsonl"
         if not (metrics.exists() and (self.model(self.suite.steps) / "config.json").exists()):
             return False

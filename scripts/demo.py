@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAIN_SCENES, HELD_OUT_SCENES = 400, 100
+QUESTIONS = {"train": 2000, "validation": 200, "test": 240, "sft": 8000}
 CONSOLE = Console()
 
 
@@ -89,5 +88,9 @@ def main() -> int:
             CONSOLE.print(f"[red]{part.title} failed[/red] (exit status {code}); the error stands above.")
             return code
         CONSOLE.print(f"  took {(time.monotonic() - begun) / 60:.1f} min")
-    conclude(args.out.resolve(), time.monotonic() - started)
+    conclude(args.out.resolve(), time.monotonic() - started, CONSOLE)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,11 +11,13 @@ import ast
 import importlib
 import inspect
 import io
+import json
 import sys
 import tokenize
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import yaml
 
@@ -55,10 +57,14 @@ def class_fields(source: str) -> dict[str, list[FieldDoc]]:
         if token.type == tokenize.COMMENT
     }
     return {
-        node.name: [_field(item, comments) for item in node.body if isinstance(item, ast.AnnAssign)]
+        node.name: [_field(item, comments) for item in node.body if _is_field(item)]
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list)
     }
+
+
+def _is_field(node: ast.stmt) -> TypeGuard[ast.AnnAssign]:
+    return isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation)
 
 
 def _field(node: ast.AnnAssign, comments: dict[int, str]) -> FieldDoc:
@@ -74,7 +80,8 @@ def _default(value: ast.expr | None) -> str:
         return "required"
     if isinstance(value, ast.Call) and value.keywords and value.keywords[0].arg == "default_factory":
         factory = value.keywords[0].value
-        return ast.unparse(factory.body) if isinstance(factory, ast.Lambda) else f"{ast.unparse(factory)}()"
+        empty = {"list": "[]", "dict": "{}"}
+        return ast.unparse(factory.body) if isinstance(factory, ast.Lambda) else empty.get(ast.unparse(factory), "made")
     return ast.unparse(value)
 
 
@@ -105,7 +112,7 @@ def _groups() -> str:
     for group, chosen in ((g, o) for entry in defaults if isinstance(entry, dict) for g, o in entry.items()):
         for path in sorted((CONFIGS / group).glob("*.yaml")):
             mark = " (default)" if path.stem == chosen else ""
-            lines.append(f"| `{group}` | `{path.stem}`{mark} | {_cell(_first_comment(path))} |")
+            lines.append(f"| `{group}` | `{path.stem}`{mark} | {_cell(_first_comment(path) or _values(path))} |")
     return "\n".join(lines)
 
 
@@ -120,6 +127,12 @@ def _first_comment(path: Path) -> str:
             break
         head.append(line.lstrip("# ").strip())
     return " ".join(head)
+
+
+def _values(path: Path) -> str:
+    """The fields that a YAML file without a comment sets."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return ", ".join(f"`{name}: {json.dumps(value)}`" for name, value in content.items())
 
 
 def _sections(classes: dict[str, list[FieldDoc]], name: str, prefix: str) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_tools.tiny.model import FAMILIES, TinySettings, make_tiny_model  # noqa: E402
-from visd.types import VisdError  # noqa: E402
+from data_tools.tiny.model import FAMILIES, TinySettings, make_tiny_model
+from visd.types import VisdError
 
 
 def main(arguments: list[str]) -> int:

@@ -6,7 +6,6 @@ import ipaddress
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +21,7 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-# TEMPORARY until tests/fixtures.py exists
-pytest_plugins = ["tests.fixtures"] if (Path(__file__).parent / "fixtures.py").exists() else []
+pytest_plugins = ["tests.fixtures"]
 
 
 class NetworkUsed(AssertionError):

@@ -68,11 +68,11 @@ class DataSection:
 @dataclass
 class VideoSection:
     fps: float = 2.0  # frames a second to sample
-    min_frames: int = 4  # a shorter sampling is raised to this many frames
+    min_frames: int = 4  # a shorter sampling is raised to this many frames; a video with fewer is dropped
     max_frames: int = 768  # a longer one is lowered
     min_pixels: int = 3136  # least pixels of a frame
     max_pixels: int = 602112  # most pixels of a frame
-    total_pixels: int = 90316800  # most pixels of a video, all sampled frames
+    total_pixels: int = 90316800  # most pixels of a video; two frames that share a temporal patch count once
     timeout: float = 60.0  # s, longest decoding of one file before it is dropped
 
 
@@ -217,8 +217,9 @@ def load(composed: DictConfig | dict[str, Any]) -> RunConfig:
     """
     schema = OmegaConf.structured(RunConfig)
     try:
-        merged = OmegaConf.merge(schema, composed)
-        config = OmegaConf.to_object(merged)
+        # As plain values: a typed node that was opened for `+field=value` would be taken with its unknown field.
+        plain = OmegaConf.to_container(composed) if isinstance(composed, DictConfig) else composed
+        config = OmegaConf.to_object(OmegaConf.merge(schema, plain))
     except OmegaConfBaseException as error:
         raise ConfigError(_one_sentence(error)) from None
     assert isinstance(config, RunConfig)
@@ -296,7 +297,8 @@ FREEZABLE = ("vision", "encoder", "projector", "language")
 POSITIVE = (
     "train.steps", "train.prompts_per_step", "train.micro_batch_tokens", "rollout.n", "rollout.temperature",
     "rollout.max_new_tokens", "optim.lr", "optim.max_grad_norm", "prompt.max_tokens", "prompt.video.fps",
-    "prompt.video.min_frames", "prompt.video.max_frames", "prompt.video.timeout", "teacher.snapshot_every",
+    "prompt.video.min_frames", "prompt.video.max_frames", "prompt.video.total_pixels", "prompt.video.timeout",
+    "teacher.snapshot_every",
 )  # fmt: skip
 SHARES = ("data.max_dropped", "teacher.rate", "sft.privileged_share", "rollout.top_p", "reward.temporal_sigma_until")
 
@@ -310,8 +312,13 @@ def _check_ranges(config: RunConfig) -> None:
         value = _lookup(config, name)
         if not 0 <= value <= 1:
             raise ConfigError(f"{name}: {value!r} must lie between 0 and 1.")
-    if config.prompt.video.min_frames > config.prompt.video.max_frames:
+    video = config.prompt.video
+    if video.min_frames > video.max_frames:
         raise ConfigError("prompt.video.min_frames: must not be greater than prompt.video.max_frames.")
+    if video.max_frames < 2:
+        raise ConfigError("prompt.video.max_frames: must be at least 2, frames are taken in pairs.")
+    if video.min_pixels > video.max_pixels:
+        raise ConfigError("prompt.video.min_pixels: must not be greater than prompt.video.max_pixels.")
 
 
 def _lookup(config: RunConfig, dotted: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_tools.synth.samples import choose_drafts, video_sample
-from data_tools.synth.scene import COLOURS, GRID, SHAPES, cell_name, draw_scene
+from data_tools.synth.scene import COLOURS, SHAPES, cell_name, draw_scene
 from data_tools.synth.text import NAMES, draw_problem, text_sample
 from visd.data.manifest import LETTERS
 from visd.data.targets import sft_target
@@ -43,7 +43,7 @@ def _enumerations() -> Iterator[str]:
     """Everything the samples might miss: each alone and after a space."""
     words = [*COLOURS, *SHAPES, *NAMES, *LETTERS[:6]]
     words += [str(n) for n in range(21)] + [f"{n}s" for n in range(10)]
-    words += [cell_name((x, y)) for x in range(GRID) for y in range(GRID)]
+    words += [cell_name((x, y)) for x in range(3) for y in range(3)]
     words += [f"{n / 10:.1f}" for n in range(101)]
     for word in words:
         yield word

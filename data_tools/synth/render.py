@@ -8,10 +8,17 @@ from pathlib import Path
 import av
 import numpy as np
 
-from data_tools.synth.scene import COLOURS, FIRST_CENTRE, PITCH, Scene, Thing
+from data_tools.synth.scene import COLOURS, DIRECTIONS, Scene, Thing, cell_box
+from visd.types import XYXY
 
 MOVING_SHARE = 0.25
 """Share of a step, at its end, in which an object travels to its next cell."""
+CONTACT_SHARE = 0.5
+"""Share of a step, at its start, in which a bouncing object closes the gap to what it hits and opens it again."""
+GAP = 0.05
+"""Gap between objects in neighbouring cells of a side of three, as a share of the frame."""
+LIGHT = 70.0
+"""How much brighter the background's red is at the right edge than at the left, and its green at the bottom than at the top."""
 SUPERSAMPLE = 3
 ENCODER = {"preset": "veryfast", "crf": "16", "threads": "1", "g": "24", "bf": "0", "x264-params": "scenecut=0:sync-lookahead=0"}
 
@@ -45,7 +52,7 @@ def write_video(scene: Scene, path: Path) -> None:
     os.replace(partial, path)
 
 
-State = tuple[str, str, float, float] | None  # colour, shape, centre; None: not to be seen
+State = tuple[str, str, XYXY] | None  # colour, shape, box; None: not to be seen
 
 
 def _state(thing: Thing, t: float) -> State:
@@ -53,26 +60,36 @@ def _state(thing: Thing, t: float) -> State:
     cell = thing.cells[step]
     if cell is None:
         return None
-    x, y = float(cell[0]), float(cell[1])
+    box = cell_box(cell, thing.grid)
     following = thing.cells[step + 1] if step + 1 < len(thing.cells) else cell
     share = max(0.0, (t - step - (1 - MOVING_SHARE)) / MOVING_SHARE)
     if following is not None and share > 0:
-        x, y = x + share * (following[0] - x), y + share * (following[1] - y)
+        target = cell_box(following, thing.grid)
+        box = _moved(box, (target[0] - box[0]) * share, (target[1] - box[1]) * share)
+    if thing.hits is not None and step == thing.event and t - step < CONTACT_SHARE and thing.direction is not None:
+        reach = GAP * np.sin(np.pi * (t - step) / CONTACT_SHARE)
+        dx, dy = DIRECTIONS[thing.direction]
+        box = _moved(box, dx * reach, dy * reach)
     changed = thing.recoloured_at is not None and step >= thing.recoloured_at
-    colour = thing.new_colour if changed and thing.new_colour else thing.colour
-    return colour, thing.shape, round(FIRST_CENTRE + PITCH * x, 4), round(FIRST_CENTRE + PITCH * y, 4)
+    return (thing.new_colour if changed and thing.new_colour else thing.colour), thing.shape, box
+
+
+def _moved(box: XYXY, dx: float, dy: float) -> XYXY:
+    return round(box[0] + dx, 4), round(box[1] + dy, 4), round(box[2] + dx, 4), round(box[3] + dy, 4)
 
 
 def _frame(scene: Scene, states: tuple[State, ...]) -> np.ndarray:
     width, height = scene.size
-    image = np.full((height, width, 3), float(scene.background))
     ys, xs = np.mgrid[0 : height * SUPERSAMPLE, 0 : width * SUPERSAMPLE]
     u, v = (xs + 0.5) / (width * SUPERSAMPLE), (ys + 0.5) / (height * SUPERSAMPLE)
+    image = np.full((height, width, 3), float(scene.background))
+    image[..., 0] += LIGHT * u[::SUPERSAMPLE, ::SUPERSAMPLE]
+    image[..., 1] += LIGHT * v[::SUPERSAMPLE, ::SUPERSAMPLE]
     for state in states:
         if state is None:
             continue
-        colour, shape, cx, cy = state
-        inside = _inside(shape, (u - cx) / (PITCH / 2), (v - cy) / (PITCH / 2))
+        colour, shape, (x1, y1, x2, y2) = state
+        inside = _inside(shape, (2 * u - x1 - x2) / (x2 - x1), (2 * v - y1 - y2) / (y2 - y1))
         cover = inside.reshape(height, SUPERSAMPLE, width, SUPERSAMPLE).mean(axis=(1, 3))[..., None]
         image = image * (1 - cover) + np.array(COLOURS[colour], dtype=float) * cover
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)

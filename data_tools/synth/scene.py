@@ -1,4 +1,6 @@
-"""What happens in a video: objects on a 3 x 3 grid of cells, one state a second.
+"""What happens in a video: objects on a grid of cells, one state a second.
+
+A frame has a cell for every 28 x 28 pixels: two or three a side.
 
 The world is stated in steps of one second: at step k (from second k to k + 1) an object is in one cell, or nowhere.
 The renderer moves objects smoothly in the last quarter of a step, so that at second k an object stands in its cell of
@@ -25,13 +27,17 @@ COLOURS = {
 }
 SHAPES = ("square", "circle", "triangle")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-GRID = 3
-PITCH = 0.3  # distance of cell centres, also an object's width and height, as shares of the frame
-FIRST_CENTRE = 0.2
-SIZES = ((56, 56), (84, 56), (56, 84), (84, 84))  # width, height
+CELL_PX = 28
+SPANS = {2: ((0.05, 0.45), (0.55, 0.95)), 3: ((0.0, 0.3), (0.35, 0.65), (0.7, 1.0))}
+"""Where an object begins and ends along a side of two or three cells, as shares of the frame."""
+SIZES = {(56, 56): 0.4, (84, 56): 0.25, (56, 84): 0.25, (84, 84): 0.1}
+"""Width and height, px, and how often."""
+LENGTHS = {4: 0.4, 5: 0.3, 6: 0.2, 8: 0.1}
+"""Seconds, and how often."""
 FRAME_RATES = (4, 8, 12)
 
 Cell = tuple[int, int]  # column, row
+Grid = tuple[int, int]  # columns, rows
 Action = Literal["still", "move", "appear", "vanish", "recolour", "move_recolour", "bounce"]
 
 
@@ -41,6 +47,7 @@ class Thing:
 
     colour: str
     shape: str
+    grid: Grid
     cells: tuple[Cell | None, ...]  # one a step; None: not to be seen
     action: Action = "still"
     event: int | None = None  # step at which its first event has happened
@@ -66,7 +73,7 @@ class Thing:
         """Box in 0-1 at second `step`; the object must be visible then."""
         cell = self.cells[step]
         assert cell is not None
-        return cell_box(cell)
+        return cell_box(cell, self.grid)
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Scene:
     things: tuple[Thing, ...]  # in the order of their colours' names
     size: tuple[int, int]  # width, height, px
     fps: int
-    background: int  # grey level
+    background: int  # grey level of the top left corner
 
     def signature(self) -> str:
         """What happens, whatever the clip's size, frame rate and background."""
@@ -93,47 +100,45 @@ def cell_name(cell: Cell | None) -> str:
     return "-" if cell is None else f"{'abc'[cell[0]]}{cell[1] + 1}"
 
 
-def cell_box(cell: Cell) -> XYXY:
-    x, y = (FIRST_CENTRE + PITCH * v for v in cell)
-    half = PITCH / 2
-    return (round(x - half, 2), round(y - half, 2), round(x + half, 2), round(y + half, 2))
+def cell_box(cell: Cell, grid: Grid) -> XYXY:
+    (x1, x2), (y1, y2) = SPANS[grid[0]][cell[0]], SPANS[grid[1]][cell[1]]
+    return x1, y1, x2, y2
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
     """A random scene in which at least one thing happens and no two objects share a cell."""
-    steps = int(rng.choice([4, 5, 6, 8], p=[0.35, 0.3, 0.25, 0.1]))
-    count = 2 if steps == 8 else int(rng.choice([2, 3], p=[0.5, 0.5]))
+    steps = int(rng.choice(list(LENGTHS), p=list(LENGTHS.values())))
+    size = list(SIZES)[int(rng.choice(len(SIZES), p=list(SIZES.values())))]
+    grid = (size[0] // CELL_PX, size[1] // CELL_PX)
+    count = 2 if grid == (2, 2) or steps == 8 else int(rng.choice([2, 3]))
     while True:
-        things = _draw_things(rng, steps, count)
+        things = _draw_things(rng, steps, count, grid)
         if things is not None and _legal(things, steps):
-            break
-    size = SIZES[int(rng.choice(len(SIZES), p=[0.55, 0.15, 0.15, 0.15]))]
-    return Scene(steps, things, size, int(rng.choice(FRAME_RATES)), int(rng.integers(0, 60)))
+            return Scene(steps, things, size, int(rng.choice(FRAME_RATES)), int(rng.integers(0, 40)))
 
 
-def _draw_things(rng: np.random.Generator, steps: int, count: int) -> tuple[Thing, ...] | None:
+def _draw_things(rng: np.random.Generator, steps: int, count: int, grid: Grid) -> tuple[Thing, ...] | None:
     colours = sorted(rng.choice(list(COLOURS), size=count, replace=False).tolist())
     spare = [c for c in COLOURS if c not in colours]
     order = rng.permutation(count).tolist()
     things: dict[int, Thing] = {}
-    if rng.random() < 0.15:
-        pair = _bounce(rng, steps, order[0], order[1], colours)
-        things.update(pair)
+    if max(grid) == 3 and rng.random() < 0.2:
+        things.update(_bounce(rng, steps, order[0], order[1], colours, grid))
     for place, index in enumerate(order):
         if index in things:
             continue
         active = place < 2
         names: list[Action] = ["move", "appear", "vanish", "recolour", "move_recolour"]
         action: Action = names[int(rng.choice(5, p=[0.4, 0.15, 0.15, 0.15, 0.15]))] if active and rng.random() < 0.9 else "still"
-        things[index] = _thing(rng, steps, colours[index], action, spare)
+        things[index] = _thing(rng, steps, colours[index], action, spare, grid)
     if all(t.action == "still" for t in things.values()):
         return None
     return tuple(things[i] for i in range(count))
 
 
-def _thing(rng: np.random.Generator, steps: int, colour: str, action: Action, spare: list[str]) -> Thing:
+def _thing(rng: np.random.Generator, steps: int, colour: str, action: Action, spare: list[str], grid: Grid) -> Thing:
     shape = str(rng.choice(SHAPES))
-    start: Cell = (int(rng.integers(GRID)), int(rng.integers(GRID)))
+    start: Cell = (int(rng.integers(grid[0])), int(rng.integers(grid[1])))
     cells: list[Cell | None] = [start] * steps
     event = int(rng.integers(1, steps)) if action != "still" else None
     direction = new_colour = None
@@ -151,8 +156,8 @@ def _thing(rng: np.random.Generator, steps: int, colour: str, action: Action, sp
         cells = _path(start, direction, event, int(rng.integers(1, 3)), steps)
     if action == "move_recolour":
         assert event is not None and recoloured_at is not None
-        return Thing(colour, shape, tuple(cells), action, min(event, recoloured_at), direction, new_colour, recoloured_at)
-    return Thing(colour, shape, tuple(cells), action, event, direction, new_colour, recoloured_at)
+        return Thing(colour, shape, grid, tuple(cells), action, min(event, recoloured_at), direction, new_colour, recoloured_at)
+    return Thing(colour, shape, grid, tuple(cells), action, event, direction, new_colour, recoloured_at)
 
 
 def _path(start: Cell, direction: str, first: int, length: int, steps: int) -> list[Cell | None]:
@@ -161,28 +166,28 @@ def _path(start: Cell, direction: str, first: int, length: int, steps: int) -> l
     return [(start[0] + dx * min(max(k - first + 1, 0), length), start[1] + dy * min(max(k - first + 1, 0), length)) for k in range(steps)]
 
 
-def _bounce(rng: np.random.Generator, steps: int, mover: int, target: int, colours: list[str]) -> dict[int, Thing]:
+def _bounce(rng: np.random.Generator, steps: int, mover: int, target: int, colours: list[str], grid: Grid) -> dict[int, Thing]:
     """`mover` goes towards `target` across the grid, touches it at the event step and goes back."""
-    direction = str(rng.choice(list(DIRECTIONS)))
+    direction = str(rng.choice([name for name, (dx, dy) in DIRECTIONS.items() if grid[0 if dx else 1] == 3]))
     dx, dy = DIRECTIONS[direction]
-    lane = int(rng.integers(GRID))
-    start: Cell = (1 - dx if dx else lane, 1 - dy if dy else lane)
+    start: Cell = (1 - dx if dx else int(rng.integers(grid[0])), 1 - dy if dy else int(rng.integers(grid[1])))
     middle: Cell = (start[0] + dx, start[1] + dy)
     end: Cell = (middle[0] + dx, middle[1] + dy)
     event = int(rng.integers(1, steps - 1))
     cells = tuple(middle if k == event else start for k in range(steps))
     shapes = rng.choice(SHAPES, size=2).tolist()
     return {
-        mover: Thing(colours[mover], shapes[0], cells, "bounce", event, direction, hits=target),
-        target: Thing(colours[target], shapes[1], (end,) * steps),
+        mover: Thing(colours[mover], shapes[0], grid, cells, "bounce", event, direction, hits=target),
+        target: Thing(colours[target], shapes[1], grid, (end,) * steps),
     }
 
 
 def _legal(things: tuple[Thing, ...], steps: int) -> bool:
     """Inside the grid, never two objects in a cell or passing through each other, first events at different steps."""
+    columns, rows = things[0].grid
     for k in range(steps):
-        cells = [t.cells[k] for t in things if t.cells[k] is not None]
-        if len(set(cells)) < len(cells) or any(not (0 <= v < GRID) for c in cells if c is not None for v in c):
+        cells = [cell for t in things if (cell := t.cells[k]) is not None]
+        if len(set(cells)) < len(cells) or any(not (0 <= x < columns and 0 <= y < rows) for x, y in cells):
             return False
         for a in things:
             for b in things:

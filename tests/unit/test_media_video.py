@@ -23,7 +23,7 @@ SETTINGS = VideoSection(fps=2, min_frames=4, max_frames=16, min_pixels=784, max_
 
 def read(path: Path, settings: VideoSection = SETTINGS, **clip: float | None) -> Frames:
     arguments = {"start": None, "end": None, "fps": None, **clip}
-    return decode(path, settings=settings, factor=28, **arguments)  # type: ignore[arg-type]
+    return decode(path, settings=settings, factor=28, **arguments)
 
 
 def reason(path: Path, settings: VideoSection = SETTINGS, **clip: float | None) -> str:
@@ -129,6 +129,10 @@ class TestSizes:
         tight = replace(SETTINGS, total_pixels=2 * 28 * 56 * 2)
         assert read(path, tight).pixels.shape[1:3] == (28, 56)
         assert read(path, replace(SETTINGS, min_pixels=10**5, max_pixels=10**6)).pixels.shape[1:3] == (224, 448)
+
+    def test_never_less_than_one_patch(self, tmp_path: Path) -> None:
+        path = write_video(tmp_path / "small.mp4", size=(64, 48))
+        assert read(path, replace(SETTINGS, max_pixels=784)).pixels.shape[1:3] == (28, 28)
 
     def test_hopeless_aspect_ratio(self, tmp_path: Path) -> None:
         path = write_video(tmp_path / "strip.mkv", size=(808, 4), codec="ffv1")

@@ -152,14 +152,17 @@ def test_policy_loss_against_autograd_by_definition() -> None:
     weights = token_weights(mask, "token", Denominators(tokens=7, rollouts=2)).double()
     got = policy_loss(logp, old, advantages, weights, 0.2, 0.28)
     ratio = (logp - old).exp()
-    expected = torch.stack(
-        [
-            -min(ratio[b, t] * advantages[b, t], ratio[b, t].clamp(0.8, 1.28) * advantages[b, t])
-            for b in range(2)
-            for t in range(5)
-            if mask[b, t]
-        ]
-    ).sum() / 7
+    expected = (
+        torch.stack(
+            [
+                -min(ratio[b, t] * advantages[b, t], ratio[b, t].clamp(0.8, 1.28) * advantages[b, t])
+                for b in range(2)
+                for t in range(5)
+                if mask[b, t]
+            ]
+        ).sum()
+        / 7
+    )
     torch.testing.assert_close(got.loss, expected, atol=1e-6, rtol=0)
     gradients = [torch.autograd.grad(x, logp, retain_graph=True)[0] for x in (got.loss, expected)]
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=0)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 from tests.tree import ROOT, project_files, relative, with_suffix
+from tests.unit.test_layering import imported_modules
 
 MAX_LINES = 400
 
@@ -78,8 +82,6 @@ def test_licence_is_the_one_declared() -> None:
 
 def test_constraints_pin_what_the_project_asks_for() -> None:
     """Every direct dependency has one tested version, so that `make env` installs what was tested."""
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     asked = project["dependencies"] + [item for name in ("dev", "deepspeed", "wandb", "eval") for item in extras[name]]
@@ -89,6 +91,27 @@ def test_constraints_pin_what_the_project_asks_for() -> None:
         if "==" in line and not line.startswith("#")
     }
     assert {normal(re.split(r"[<>=!~ \[]", item)[0]) for item in asked} <= pinned
+
+
+def test_imports_are_declared() -> None:
+    """What the code imports is asked for by name, not taken from somebody else's dependencies."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = project["dependencies"] + [item for extra in project["optional-dependencies"].values() for item in extra]
+    declared = {normal(re.split(r"[<>=!~ \[]", item)[0]) for item in asked}
+    own = {"visd", "data_tools", "eval", "scripts", "tests", "__future__", *sys.stdlib_module_names}
+    used = {
+        name.split(".")[0]
+        for path in with_suffix(".py")
+        if relative(path).split("/")[0] in own - {"tests"}
+        for name in imported_modules(path.read_text(encoding="utf-8"), "")
+    }
+    owners = packages_distributions()
+    undeclared = {
+        name
+        for name in used - own - {""}
+        if "." not in name and not {normal(owner) for owner in owners.get(name, [])} & declared
+    }
+    assert undeclared <= {"torchvision_hook"}
 
 
 def normal(name: str) -> str:

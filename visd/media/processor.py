@@ -65,6 +65,10 @@ class PromptProcessor:
             frames = FrameCache(root, section.video, family.pixel_factor, cache_mb * 2**20)
         return cls(model_path, family, hf, section, frames)
 
+    def save(self, folder: Path) -> None:
+        """Write tokenizer, chat template and pixel settings into a Hugging Face folder."""
+        self._hf.save_pretrained(folder)
+
     def process(self, sample_id: str, messages: Sequence[Message], media: Sequence[Media]) -> Prompt:
         """The prompt of a chat that ends with the user's turn.
 

@@ -105,7 +105,7 @@ def decode_image(path: Path, *, settings: VideoSection, factor: int) -> Frames:
         reason = "truncated" if "truncated" in str(error) else "unreadable"
         raise DecodeError(reason, path, f"the image cannot be decoded ({error}).") from error
     height, width = _fit(path, image.height, image.width, factor, settings.min_pixels, settings.max_pixels)
-    pixels = np.asarray(image.resize((width, height)))[None]
+    pixels = np.array(image.resize((width, height)))[None]
     return Frames(pixels=pixels, times=(0.0,), indices=(0,), source_fps=1.0, duration=0.0)
 
 
@@ -166,16 +166,18 @@ def _target_size(
 
 def _fit(path: Path, height: int, width: int, factor: int, low: int, high: float) -> tuple[int, int]:
     try:
-        size = smart_resize(height, width, factor=factor, min_pixels=low, max_pixels=high)
+        sides = smart_resize(height, width, factor=factor, min_pixels=low, max_pixels=high)
     except ValueError as error:
         raise DecodeError("bad_size", path, f"{width} x {height} pixels: {error}.") from error
-    if min(size) < factor:
+    # Rounding down can leave nothing of the shorter side; one patch is the least there is.
+    rows, columns = (max(side, factor) for side in sides)
+    if min(sides) < factor and rows * columns > max(high, factor * factor):
         raise DecodeError(
             "bad_size",
             path,
             f"{width} x {height} pixels do not fit into {high:g} pixels; raise prompt.video.max_pixels.",
         )
-    return size
+    return rows, columns
 
 
 def _resized(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

@@ -29,6 +29,9 @@ class Scores:
 class Method:
     """Base of all methods."""
 
+    uses_teacher: ClassVar[bool] = False
+    """True for a method that ever asks for a teacher; for the others none is kept in memory."""
+
     learns_without_advantage: ClassVar[bool] = False
     """True for a method whose extra terms also teach from rollouts with advantage 0; otherwise these are skipped."""
 

@@ -13,6 +13,7 @@ the importance ratio; both public re-implementations use the advantage form, and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -25,6 +26,8 @@ from visd.types import PrivilegedContext, RolloutGroup, ScoreNeeds, TokenBatch, 
 @dataclass
 class RLSD(Method):
     """Settings of RLSD."""
+
+    uses_teacher: ClassVar[bool] = True
 
     lam: float = 0.5  # mixing weight of the teacher's evidence at step 1
     lam_steps: int = 50  # steps until it is 0; 0 keeps it

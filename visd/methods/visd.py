@@ -16,6 +16,7 @@ settings of `visd_release` is the published code. A judgement that failed leaves
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ from visd.types import PrivilegedContext, RolloutGroup, ScoreNeeds, TokenBatch, 
 @dataclass
 class VISD(Method):
     """Settings of VISD."""
+
+    uses_teacher: ClassVar[bool] = True
 
     lam: float = 0.5  # mixing weight of the evidence at step 1
     lam_steps: int = 600  # steps until it is 0; 0 keeps it

@@ -40,6 +40,7 @@ class RolloutRecord:
     policy_version: int
     question: str
     media: list[str]  # paths below the data root
+    clips: list[dict[str, Any]]  # one a medium: kind, start, end, fps
     answer: dict[str, Any]  # verified: type, value, options, tolerance
     evidence: dict[str, Any]  # windows, frames, boxes
     text: str
@@ -101,6 +102,7 @@ def _record(step: int, group: RolloutGroup, index: int, trace: TokenTrace | None
         policy_version=rollout.policy_version,
         question="\n".join(message.content for message in sample.messages if message.role == "user"),
         media=[medium.path for medium in sample.media],
+        clips=[{"kind": m.kind, "start": m.start, "end": m.end, "fps": m.fps} for m in sample.media],
         answer=asdict(sample.answer),
         evidence=asdict(sample.evidence),
         text=rollout.text,

@@ -84,8 +84,15 @@ class Backend(ABC):
         """Set parameters by name from whole tensors (all ranks call it with the same tensors)."""
 
     @abstractmethod
+    def fingerprint(self) -> str:
+        """A digest of the module's tensors by name, whole shape and dtype: the same on all ranks and in all modes."""
+
+    @abstractmethod
     def save_training_state(self, folder: Path) -> None:
-        """Weights, optimiser: all that this backend needs to go on bit-exactly. All ranks call it."""
+        """Weights, optimiser: all that this backend needs to go on bit-exactly. All ranks call it.
+
+        A rank returns when its own files are written, without waiting for the others.
+        """
 
     @abstractmethod
     def load_training_state(self, folder: Path) -> None:

@@ -75,13 +75,16 @@ class SingleProcess(Backend):
         for name, value in own.items():
             value.copy_(state[name])
 
+    def fingerprint(self) -> str:
+        tensors = saved_tensors(self.module)
+        return storage.model_fingerprint((name, tuple(t.shape), t.dtype) for name, t in tensors.items())
+
     def save_training_state(self, folder: Path) -> None:
         if self.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             storage.save_tensors(folder / "weights.safetensors", dict(saved_tensors(self.module)))
             storage.save_tensors(folder / "optimizer.safetensors", self._optimizer_state())
             storage.write_header(folder, self._header())
-        self.barrier()
 
     def load_training_state(self, folder: Path) -> None:
         storage.check_header(folder, self._header())
@@ -109,8 +112,7 @@ class SingleProcess(Backend):
         return self.optimizer
 
     def _header(self) -> storage.Header:
-        entries = [(name, tuple(t.shape), t.dtype) for name, t in saved_tensors(self.module).items()]
-        return storage.Header(self.mode, self.world_size, storage.model_fingerprint(entries))
+        return storage.Header(self.mode, self.world_size, self.fingerprint())
 
     def _parameter_names(self) -> list[str]:
         """Names of the optimiser's parameters, in the optimiser's order."""

@@ -91,8 +91,14 @@ def check_header(folder: Path, expected: Header) -> None:
     except (OSError, ValueError, TypeError) as error:
         raise VisdError(f"{path} is no description of a training state ({error}).") from error
     if found.mode != expected.mode:
-        raise VisdError(f"{folder} was written with parallel.mode={found.mode}, this run has {expected.mode}: resume with the same.")
+        raise VisdError(
+            f"{folder} was written with parallel.mode={found.mode}, this run has {expected.mode}: resume with the same."
+        )
     if found.world_size != expected.world_size:
-        raise VisdError(f"{folder} was written by {found.world_size} processes, this run has {expected.world_size}: resume with as many.")
+        raise VisdError(
+            f"{folder} was written by {found.world_size} processes, this run has {expected.world_size}: resume with as many."
+        )
     if found.model != expected.model:
-        raise VisdError(f"{folder} holds another model (other names, shapes or dtypes): set model.path and model.freeze as they were.")
+        raise VisdError(
+            f"{folder} holds another model (other names, shapes or dtypes): set model.path and model.freeze as they were."
+        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -49,6 +50,7 @@ class Zero(Distributed):
         if optimizer is None:
             return
         timeout = timedelta(minutes=self.section.timeout_minutes)
+        os.environ.setdefault("LOCAL_RANK", str(self.local_rank))  # DeepSpeed insists on it, also in a plain start
         self._deepspeed = import_deepspeed(self.device, timeout)
         self.engine = self._deepspeed.initialize(
             model=module,
@@ -111,6 +113,12 @@ class Zero(Distributed):
         if self.engine is not None:
             self.engine.optimizer.refresh_fp32_params()
 
+    def fingerprint(self) -> str:
+        tensors = saved_tensors(self.module)
+        return storage.model_fingerprint(
+            (name, tuple(getattr(t, "ds_shape", t.shape)), t.dtype) for name, t in tensors.items()
+        )
+
     def save_training_state(self, folder: Path) -> None:
         self._engine()
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +128,6 @@ class Zero(Distributed):
         storage.save_tensors(folder / f"optimizer_{self.rank:05d}.safetensors", self._optimizer_state())
         if self.is_main:
             storage.write_header(folder, self._header())
-        self.barrier()
 
     @torch.no_grad()
     def load_training_state(self, folder: Path) -> None:
@@ -160,11 +167,7 @@ class Zero(Distributed):
             yield
 
     def _header(self) -> storage.Header:
-        entries = [
-            (name, tuple(getattr(value, "ds_shape", value.shape)), value.dtype)
-            for name, value in saved_tensors(self.module).items()
-        ]
-        return storage.Header(self.mode, self.world_size, storage.model_fingerprint(entries))
+        return storage.Header(self.mode, self.world_size, self.fingerprint())
 
     def _masters(self) -> list[Tensor]:
         """This rank's float32 parts, flat, one a group; the optimiser's state is kept by them."""
@@ -235,6 +238,8 @@ def import_deepspeed(device: torch.device, timeout: timedelta) -> Any:
     from deepspeed.utils import groups, logger
 
     logger.setLevel(logging.WARNING)
+    # torch renames its collectives and DeepSpeed calls them by the old names, at every gather
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if device.type == "cpu":
         # It would be compiled for most of a minute at the first start and serves tensor-parallel inference only.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -46,6 +46,7 @@ _TEMPORAL = re.compile(
     r"|\[\s{0,3}\d{1,12}\.\d{1,20}\s{0,3},\s{0,3}\d{1,12}\.\d{1,20}\s{0,3}\]",
     re.IGNORECASE,
 )
+_EVIDENCE = re.compile(r"<(obj|box|t)>[^<]{0,200}</\1>")
 _SPATIAL = re.compile(r"<(obj|box)>[^<]{0,200}</\1>")
 _NUMBER = re.compile(
     r"(?<![\w.,])[-+]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,15})(?:\.\d{0,20})?(?:[eE][-+]?\d{1,3})?(?![\d]|[.,]\d)"
@@ -192,7 +193,7 @@ def _read_box(text: str) -> XYXY | None:
     if not match:
         return None
     x1, y1, x2, y2 = (float(value) for value in match.groups())
-    return (x1, y1, x2, y2) if 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 else None
+    return (x1, y1, x2, y2) if 0 <= x1 and x1 != x2 and x2 <= 1 and 0 <= y1 < y2 <= 1 else None
 
 
 def parse_box(text: str) -> XYXY | None:
@@ -207,22 +208,32 @@ def _read_window(text: str) -> Window | None:
     return (start, end) if start <= end else None
 
 
-def parse_window(text: str) -> Window | None:
-    """The one window of an answer in seconds, start <= end; None without one, with several, or reversed.
+def find_windows(text: str) -> list[Window | None]:
+    """Every window of a text in order, in seconds; None for a reversed one.
 
     Read are `From <t>1.0</t>s to <t>3.0</t>s`, `1.0s - 3.0s` and `[1.0, 3.0]`.
     """
-    windows = {_read_window(m[0]) for m in _WINDOW.finditer(text)}
+    return [_read_window(m[0]) for m in _WINDOW.finditer(text)]
+
+
+def parse_window(text: str) -> Window | None:
+    """The one window of an answer in seconds, start <= end; None without one, with several, or reversed."""
+    windows = set(find_windows(text))
     return windows.pop() if len(windows) == 1 else None
 
 
-def parse_number(text: str) -> float | None:
-    """The one number of an answer, units and thousands separators allowed, `three` too; None if there are several."""
+def find_numbers(text: str) -> list[float]:
+    """Every finite number of a text; units and thousands separators allowed, `three` too."""
     text = text.replace("\u2212", "-")
-    values = {float(m[0].replace(",", "")) for m in _NUMBER.finditer(text)}
-    values |= {_NUMBER_WORDS[word] for word in _WORD.findall(text.casefold()) if word in _NUMBER_WORDS}
-    value = values.pop() if len(values) == 1 else None
-    return value if value is not None and math.isfinite(value) else None
+    numbers = [float(m[0].replace(",", "")) for m in _NUMBER.finditer(text)]
+    numbers += [_NUMBER_WORDS[word] for word in _WORD.findall(text.casefold()) if word in _NUMBER_WORDS]
+    return [number for number in numbers if math.isfinite(number)]
+
+
+def parse_number(text: str) -> float | None:
+    """The one number of an answer; None without one or with several."""
+    numbers = set(find_numbers(text))
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def parse_letter(text: str, options: Sequence[str] = ()) -> str | None:
@@ -250,6 +261,11 @@ def normalise(text: str) -> str:
     """Words in lower case without punctuation, leading article or extra spaces."""
     words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     return " ".join(words[1:] if len(words) > 1 and words[0] in _ARTICLES else words)
+
+
+def blank_tags(text: str) -> str:
+    """The text with object, box and time tags and what they hold replaced by spaces, one for each character."""
+    return _EVIDENCE.sub(lambda m: " " * len(m[0]), text)
 
 
 def tag_spans(text: str) -> list[tuple[int, int, str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, cast
 
 from visd.reward.parse import Claim, Parsed, normalise, parse_box, parse_letter, parse_number, parse_window
@@ -245,13 +245,16 @@ def _in_reach(claim: Claim, gold: Sequence[Box], gate: float, need_time: bool) -
     return [box for box in gold if box.t == near] if abs(near - t) <= gate else ()
 
 
+_name = lru_cache(4096)(normalise)
+
+
 def name_matches(claimed: str, gold: str, match: str) -> bool:
     """Whether two object names agree.
 
     `exact`: the same words; `within`: the words of one stand in the other; `soft`: one contains the other as text, or
     they share a word (the published rule, under which "red square" also matches "blue square").
     """
-    a, b = normalise(claimed), normalise(gold)
+    a, b = _name(claimed), _name(gold)
     if not a or not b:
         return False
     if match == "exact":

@@ -36,20 +36,22 @@ class SeededSampler(LogitsProcessor):
         return torch.full_like(logits, float("-inf")).scatter_(-1, chosen[:, None], 0.0)
 
     def _draw(self, logp: Tensor, uniform: Tensor) -> Tensor:
+        if not self.sampling.top_k and self.sampling.top_p >= 1:
+            return _invert(logp.exp().double(), uniform)
         order = logp.argsort(dim=-1, descending=True, stable=True)
         probs = logp.gather(-1, order).exp().double()
-        cumulative = probs.cumsum(-1)
-        keep = torch.ones_like(probs, dtype=torch.bool)
+        keep = probs.cumsum(-1) - probs < self.sampling.top_p
         if self.sampling.top_k:
             keep[:, self.sampling.top_k :] = False
-        if self.sampling.top_p < 1:
-            keep &= cumulative - probs < self.sampling.top_p
-        keep &= probs > 0
-        kept = (probs * keep).cumsum(-1)
-        rank = torch.searchsorted(kept, (uniform * kept[:, -1])[:, None], right=True).squeeze(-1)
-        # Rounding may put the number at the very end, past the last token that has mass.
-        rank = torch.minimum(rank, keep.sum(-1) - 1)
-        return order.gather(-1, rank[:, None]).squeeze(-1)
+        return order.gather(-1, _invert(probs * keep, uniform)[:, None]).squeeze(-1)
+
+
+def _invert(mass: Tensor, uniform: Tensor) -> Tensor:
+    """The first index whose cumulative mass exceeds `uniform` times the whole mass, a row; never one without mass."""
+    cumulative = mass.cumsum(-1)
+    index = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True).squeeze(-1)
+    last = mass.shape[-1] - 1 - (mass > 0).flip(-1).long().argmax(-1)
+    return torch.minimum(index, last)  # rounding may put the number past the last token that has mass
 
 
 def token_pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ class Forecast:
     weights: float
     gradients: float
     optimizer: float  # AdamW's two moments, and the fp32 master copy where weights are bfloat16
-    teacher: float  # average or copy, and the start it is measured from
+    teacher: float  # average or copy; the start it is measured from lies in CPU memory
     tower: float  # frozen vision tower, replicated
 
     @property
@@ -43,13 +43,13 @@ def forecast(run: Run) -> Forecast:
     sharded = config.parallel.mode
     weight_share = ranks if sharded == "zero3" else 1
     state_share = ranks if sharded in ("zero2", "zero3") else 1
-    copies = {"live": 0, "frozen": 1, "snapshot": 2, "ema": 2}[config.teacher.weights]
+    copies = {"live": 0, "frozen": 0, "snapshot": 1, "ema": 1}[config.teacher.weights] if run.teacher else 0
     tower = sum(p.numel() * p.element_size() for p in run.policy.tower.parameters()) if run.policy.tower else 0
     return Forecast(
         weights=every * width / weight_share,
         gradients=trained * width / state_share,
         optimizer=trained * (8 + (4 if width == 2 else 0)) / state_share,
-        teacher=trained * 4 * copies / weight_share if run.method.needs(0) is not None else 0.0,
+        teacher=trained * 4 * copies / weight_share,
         tower=tower,
     )
 

@@ -61,7 +61,7 @@ def summary(run: Run, wall_seconds: float) -> dict[str, Any]:
         "videos_decoded": run.processor.counters.videos_decoded,
         "videos_total": len(videos),
         "drops": dict(run.drops.reasons),
-        "dropped_ids": sorted(run.drops.ids),
+        "dropped_ids": sorted(run.drops.by_id),
         "processes": run.backend.world_size,
         "parallel": run.config.parallel.mode,
     }

@@ -46,7 +46,7 @@ def train(run: Run) -> None:
         with run.timer.phase("ema"):
             if not update.skipped:
                 run.policy_version += 1
-                if run.method.active(step):
+                if run.teacher is not None and run.method.active(step):
                     run.teacher.update(run.backend, run.policy_version)
         run.policy.forget_features()
         run.step += 1

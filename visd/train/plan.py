@@ -8,24 +8,22 @@ from visd.types import VisdError
 
 
 def micro_batches(lengths: Sequence[int], budget: int, describe: Callable[[int], str]) -> list[list[int]]:
-    """Group row indices so that rows * longest length stays within `budget`, in the given order.
+    """Group row indices so that rows * longest length stays within `budget`.
 
-    Neighbours stay neighbours: the rollouts of a group come one after the other and share their prompt.
+    Rows are taken by length, so that little is padded; rows of equal length keep their order.
 
     Raises:
         VisdError: a single row is longer than the budget; `describe(row)` names it.
     """
     plan: list[list[int]] = []
-    longest = 0
-    for row, length in enumerate(lengths):
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        length = lengths[row]
         if length > budget:
             raise VisdError(
                 f"{describe(row)} takes {length} tokens, more than train.micro_batch_tokens = {budget}: "
                 "raise it, or lower prompt.max_tokens, prompt.video or rollout.max_new_tokens."
             )
-        longest = max(longest, length)
-        if not plan or (len(plan[-1]) + 1) * longest > budget:
+        if not plan or (len(plan[-1]) + 1) * length > budget:
             plan.append([])
-            longest = length
         plan[-1].append(row)
     return plan

@@ -34,7 +34,7 @@ def common_metrics(run: Run, metrics: Metrics) -> Metrics:
     metrics.sum("media/videos_decoded", run.processor.counters.videos_decoded)
     metrics.sum("media/tower_calls", run.policy.tower_calls)
     metrics.max("policy/version", run.policy_version)
-    if run.config.stage == "rl" and run.method.active(run.step - 1):
+    if run.teacher is not None and run.method.active(run.step - 1):
         teacher, student = run.teacher.displacement(run.backend)
         metrics.max("teacher/displacement", teacher)
         metrics.max("student/displacement", student)

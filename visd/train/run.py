@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from visd.config import ConfigError, RunConfig, build
+from visd.config import ConfigError, RunConfig, TeacherSection, build
 from visd.data.manifest import load_manifest
 from visd.data.prompts import PromptBuilder
 from visd.data.sampler import StepSampler
@@ -35,8 +35,11 @@ class Drops:
 
     samples: int  # distinct samples of the run's data
     max_share: float
-    reasons: Counter[str] = field(default_factory=Counter)
-    ids: set[str] = field(default_factory=set)
+    by_id: dict[str, str] = field(default_factory=dict)  # sample id to reason
+
+    @property
+    def reasons(self) -> Counter[str]:
+        return Counter(self.by_id.values())
 
     def add(self, error: DroppedSample) -> None:
         """Count a sample once.
@@ -44,14 +47,13 @@ class Drops:
         Raises:
             VisdError: more than `data.max_dropped` of the samples are gone.
         """
-        if error.sample_id in self.ids:
+        if error.sample_id in self.by_id:
             return
-        self.ids.add(error.sample_id)
-        self.reasons[error.reason] += 1
+        self.by_id[error.sample_id] = error.reason
         log.warning("dropped %s (%s)", error, error.reason)
-        if len(self.ids) > self.max_share * self.samples:
+        if len(self.by_id) > self.max_share * self.samples:
             raise VisdError(
-                f"{len(self.ids)} of {self.samples} samples were dropped ({_counts(self.reasons)}), more than "
+                f"{len(self.by_id)} of {self.samples} samples were dropped ({_counts(self.reasons)}), more than "
                 f"data.max_dropped = {self.max_share:g} allows; the last was {error}. Repair the data or raise the cap."
             )
 
@@ -74,7 +76,7 @@ class Run:
     engine: RolloutEngine
     judge: Judge | None
     method: Method
-    teacher: TeacherWeights
+    teacher: TeacherWeights | None  # None for a method without one
     reference: TeacherWeights | None  # the initial weights, when a KL term needs them
     drops: Drops
     timer: PhaseTimer
@@ -96,6 +98,10 @@ class Run:
             except DroppedSample as error:
                 self.drops.add(error)
         return pairs
+
+
+def _device_type() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_samples(config: RunConfig, split: str) -> list[Sample]:
@@ -124,6 +130,7 @@ def set_up(config: RunConfig) -> Run:
     backend = launch(config.parallel, bf16=bf16, threads=config.train.threads)
     torch.manual_seed(config.run.seed)
     torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, decides nothing
     if config.train.prompts_per_step % backend.world_size:
         raise ConfigError(
             f"train.prompts_per_step: {config.train.prompts_per_step} does not divide among "
@@ -141,12 +148,10 @@ def set_up(config: RunConfig) -> Run:
         config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer
     )
     backend.setup(policy.model, adamw(config.optim), config.optim.max_grad_norm)
-    teacher = TeacherWeights(config.teacher)
-    teacher.attach(backend)
-    reference = None
-    if config.stage == "rl" and config.objective.kl_weight > 0:
-        reference = TeacherWeights(frozen_section(config))
-        reference.attach(backend)
+    rl = config.stage == "rl"
+    teacher = attached(config.teacher, backend) if rl and method.uses_teacher else None
+    frozen = replace(config.teacher, weights="frozen")
+    reference = attached(frozen, backend) if rl and config.objective.kl_weight > 0 else None
     return Run(
         config=config,
         dir=Path(config.run.dir),
@@ -163,3 +168,10 @@ def set_up(config: RunConfig) -> Run:
         drops=Drops(len(samples), config.data.max_dropped),
         timer=PhaseTimer(torch.cuda.synchronize if backend.device.type == "cuda" else None),
     )
+
+
+def attached(section: TeacherSection, backend: Backend) -> TeacherWeights:
+    """Teacher weights that begin as the student is now."""
+    weights = TeacherWeights(section)
+    weights.attach(backend)
+    return weights

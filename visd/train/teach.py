@@ -31,7 +31,7 @@ def items_of(run: Run, groups: Sequence[RolloutGroup]) -> list[Item]:
 def teacher_scores(run: Run, groups: Sequence[RolloutGroup], step: int) -> RowScores:
     """The teacher's scores of each target rollout; a rollout without privileged text is no target."""
     needs = run.method.needs(step)
-    if needs is None:
+    if needs is None or run.teacher is None:
         return {}
     section = run.config.teacher
     items, rows = [], []

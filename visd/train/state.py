@@ -1,0 +1,153 @@
+"""A run's state to and from its checkpoints, and its model as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from visd.config import ConfigError
+from visd.policy.policy import export
+from visd.teacher.weights import TeacherWeights
+from visd.train.checkpoint import CheckpointStore, TrainState, Writer
+from visd.train.run import Run
+from visd.types import VisdError
+
+log = logging.getLogger(__name__)
+
+MAY_CHANGE = (
+    "check_only", "run.dir", "run.resume", "checkpoint", "train.steps", "train.stop_after", "train.threads",
+    "data.root", "data.validation", "data.test", "data.max_dropped", "data.frame_cache_mb", "data.prompt_cache_mb",
+    "prompt.video.timeout", "parallel", "tracking", "rollout.batch_prompts",
+)  # fmt: skip
+"""Fields that a resumed run may set differently; all others decide what it computes."""
+
+
+def save_checkpoint(run: Run) -> Path:
+    """Write the state after `run.step` steps. All ranks call it."""
+    writers: dict[str, Writer] = {"backend": run.backend.save_training_state}
+    for name, weights in teachers(run).items():
+        writers[name] = tensor_writer(run, weights)
+    if run.config.checkpoint.export == "all":
+        state = run.backend.full_state()
+        writers["model"] = lambda folder: write_model(run, state, folder)
+    return store_of(run).write(
+        TrainState(
+            step=run.step,
+            policy_version=run.policy_version,
+            identity=identity(run),
+            method=run.method.state_dict(),
+            extra={"drops": gathered_drops(run)},
+        ),
+        writers,
+    )
+
+
+def resume(run: Run) -> None:
+    """Go on from a checkpoint as `run.resume` says. All ranks call it.
+
+    Raises:
+        ConfigError: `never` with a folder that holds steps, or a path without a checkpoint.
+        VisdError: a damaged checkpoint, or one of another run.
+    """
+    store, wanted = store_of(run), run.config.run.resume
+    path = store.latest() if wanted == "auto" else None
+    if wanted == "never" and store.latest() is not None:
+        raise ConfigError(
+            f"run.resume: never, but {store.folder} holds checkpoints; choose another run.dir or run.resume=auto."
+        )
+    if wanted not in ("auto", "never"):
+        path = Path(wanted)
+        if not path.is_dir():
+            raise ConfigError(f"run.resume: {wanted!r} is neither auto, never nor a checkpoint folder.")
+    if path is not None:
+        restore(run, store, path)
+        log.info("resumed from %s after %d steps", path, run.step)
+    store.clean(after=run.step)
+
+
+def restore(run: Run, store: CheckpointStore, path: Path) -> None:
+    """Put a checkpoint's state in place."""
+    state = store.load(path, identity(run))
+    run.backend.load_training_state(path / "backend")
+    for name, weights in teachers(run).items():
+        weights.load_state_dict(load_file(path / name / tensor_file(run)))
+    run.method.load_state_dict(state.method)
+    run.step, run.policy_version = state.step, state.policy_version
+    run.drops.by_id.update(state.extra["drops"][run.backend.rank])
+
+
+def teachers(run: Run) -> dict[str, TeacherWeights]:
+    """Weights besides the student's, by the folder they are saved in."""
+    named = {"teacher": run.teacher, "reference": run.reference}
+    return {name: weights for name, weights in named.items() if weights is not None}
+
+
+def tensor_file(run: Run) -> str:
+    return f"rank_{run.backend.rank:05d}.safetensors"
+
+
+def tensor_writer(run: Run, weights: TeacherWeights) -> Writer:
+    def write(folder: Path) -> None:
+        tensors: Mapping[str, Tensor] = weights.state_dict()
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / tensor_file(run))
+
+    return write
+
+
+def gathered_drops(run: Run) -> list[dict[str, str]]:
+    """Dropped sample ids and reasons, one entry a rank."""
+    return run.backend.all_gather_object(run.drops.by_id)
+
+
+def store_of(run: Run) -> CheckpointStore:
+    return CheckpointStore(run.dir, run.config.checkpoint.keep, run.backend)
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be this run's."""
+    fields = {
+        name: value
+        for name, value in flat(dataclasses.asdict(run.config)).items()
+        if not any(name == may or name.startswith(may + ".") for may in MAY_CHANGE)
+    }
+    return {"model": run.backend.fingerprint(), "processes": run.backend.world_size, **fields}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names to values."""
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return out
+
+
+def export_model(run: Run, folder: Path) -> None:
+    """Write the trained model as an ordinary Hugging Face folder, whole or not at all. All ranks call it."""
+    state = run.backend.full_state()
+    if run.backend.is_main:
+        part = folder.with_name(f".{folder.name}.part")
+        if part.exists():
+            shutil.rmtree(part)
+        write_model(run, state, part)
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+    run.backend.barrier()
+
+
+def write_model(run: Run, state: dict[str, Tensor], folder: Path) -> None:
+    """Weights, configs, tokenizer, processor and chat template; the main rank alone has the whole weights."""
+    if not run.backend.is_main:
+        return
+    try:
+        export(run.policy, state, folder)
+        run.processor.save(folder)
+    except OSError as error:
+        raise VisdError(f"the model could not be written to {folder} ({error}); free space and resume.") from error
