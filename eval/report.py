@@ -62,9 +62,9 @@ def build_report(
     if summary is None:
         summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     report = Report(
-        title=f"visd: {summary['method']}",
+        title=f"Training with {summary['method']}",
         facts=_facts(summary),
-        headline=headline(_read(before), _read(after)),
+        headline=headline(read_results(before), read_results(after)),
         curves=run_curves(read_jsonl(run_dir / "metrics.jsonl")),
         groups=[group_view(records, video, root, frames) for records in _last_groups(run_dir, groups)],
     )
@@ -212,7 +212,7 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
     return facts
 
 
-def _read(folder: Path) -> list[QuestionResult]:
+def read_results(folder: Path) -> list[QuestionResult]:
     path = folder / "samples.jsonl"
     if not path.is_file():
         raise VisdError(f"{folder} holds no samples.jsonl; run eval.run with out={folder} first.")

@@ -122,6 +122,24 @@ class PlannedRun:
             )
         write_atomic(path, arguments)
 
+    def check_inputs(self) -> None:
+        """Remember the weights and manifests that the run began with, or compare them with what was remembered.
+
+        Raises:
+            VisdError: they have changed since, so that runs of different warm starts or data would be compared.
+        """
+        config = OmegaConf.load(self.dir / "config.yaml")
+        files = sorted(Path(config.model.path).glob("*.safetensors"))
+        files += [Path(config.data.root) / name for name in config.data.train]
+        stats = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()}
+        path = self.dir / "inputs.json"
+        if not path.exists():
+            write_atomic(path, json.dumps(stats))
+        elif json.loads(path.read_text(encoding="utf-8")) != stats:
+            raise VisdError(
+                f"{self.dir} was trained from other weights or data than are there now; delete it to train anew."
+            )
+
 
 def load_suite(path: Path) -> Suite:
     """Read a suite.

@@ -88,6 +88,7 @@ def finish_run(run: PlannedRun, train: Command, evaluate: Command) -> None:
     run.claim()
     if not run.trained():
         run_logged(train(run.train_arguments), run.dir / "train.log")
+    run.check_inputs()
     for step in run.tested_steps():
         out = run.eval_dir(step)
         if not (out / "results.json").exists():
@@ -95,11 +96,9 @@ def finish_run(run: PlannedRun, train: Command, evaluate: Command) -> None:
 
 
 def evaluate_start(run: PlannedRun, folder: Path, evaluate: Command) -> None:
-    """Test the model that every run began with."""
-    out = folder / "start"
-    if not (out / "results.json").exists():
-        model = OmegaConf.load(run.dir / "config.yaml").model.path
-        run_logged(evaluate(run.eval_arguments(model, out)), folder / "start.log")
+    """Test the model that every run began with; `eval.run` itself sees what is done and whether the model has changed."""
+    model = OmegaConf.load(run.dir / "config.yaml").model.path
+    run_logged(evaluate(run.eval_arguments(model, folder / "start")), folder / "start.log")
 
 
 def finish_suite(

@@ -17,6 +17,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from eval.demo_report import conclude
+
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = {"train": 2000, "validation": 200, "test": 240, "sft": 8000}
 CONSOLE = Console()
@@ -35,19 +39,27 @@ class Part:
 def parts(out: Path, method: str, steps: int | None) -> list[Part]:
     """The demo's commands, in order."""
     world, tiny, warm, rl = out / "world", out / "tiny", out / "warm", out / "rl"
+    counts = [text for name, count in QUESTIONS.items() for text in (f"--{name}", str(count))]
     override = [] if steps is None else [f"train.steps={steps}"]
 
     def train(experiment: str, folder: Path, *extra: str) -> list[str]:
         return ["scripts/train.py", f"experiment={experiment}", f"run.dir={folder}", f"data.root={world}", *extra]
 
     def evaluate(model: Path, folder: Path) -> list[str]:
-        return ["-m", "eval.run", f"model={model}", f"data={world / 'test.jsonl'}", f"root={world}", f"out={folder}"]
+        return [
+            "-m",
+            "eval.run",
+            f"model={model}",
+            f"data={world / 'test.jsonl'}",
+            f"root={world}",
+            f"out={folder}",
+            "max_new_tokens=96",
+        ]
 
     return [
         Part(
             "a small world of videos", 0.5,
-            ["-m", "data_tools", "synth", "--out", str(world), "--seed", "0", "--kind", "mixed",
-             "--train", str(TRAIN_SCENES), "--validation", str(HELD_OUT_SCENES), "--test", str(HELD_OUT_SCENES)],
+            ["-m", "data_tools", "synth", "--out", str(world), "--seed", "0", "--kind", "mixed", *counts],
             lambda: False,  # it checks itself what is there
         ),
         Part("a tiny Qwen2.5-VL", 0.2, ["scripts/make_tiny_model.py", "--family", "qwen2_5_vl", "--out", str(tiny)],

@@ -18,7 +18,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     for item in fields(TinySettings):
         choices = FAMILIES if item.name == "family" else None
-        parser.add_argument(f"--{item.name.replace('_', '-')}", type=type(item.default), default=item.default, choices=choices)
+        parser.add_argument(
+            f"--{item.name.replace('_', '-')}", type=type(item.default), default=item.default, choices=choices
+        )
     chosen = vars(parser.parse_args(arguments))
     out: Path = chosen.pop("out")
     try:

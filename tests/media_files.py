@@ -36,9 +36,11 @@ def write_video(
     rotation: int = 0,
     container_options: dict[str, str] | None = None,
     audio: bool = False,
+    noise: bool = False,
 ) -> Path:
-    """A file with `painted` frames; `stamps` (ms) makes its frame rate variable; `rotation` is the display's."""
+    """A file with `painted` frames, or with `noise`; `stamps` (ms) makes its frame rate variable."""
     width, height = size
+    random = np.random.default_rng(0)
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
@@ -50,7 +52,8 @@ def write_video(
             stream.codec_context.time_base = MILLISECOND
             stream.time_base = MILLISECOND
         for number, pixels in enumerate(painted(count, width, height)):
-            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            shown = random.integers(0, 255, pixels.shape, np.uint8) if noise else pixels
+            frame = av.VideoFrame.from_ndarray(shown, "rgb24")
             if stamps is not None:
                 frame.pts, frame.time_base = stamps[number], MILLISECOND
             container.mux(stream.encode(frame))

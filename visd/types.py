@@ -289,7 +289,8 @@ class TokenScores:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> TokenScores:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return TokenScores(**{name: None if value is None else change(value) for name, value in values.items()})
+        changed: dict[str, Any] = {name: None if value is None else change(value) for name, value in values.items()}
+        return TokenScores(**changed)
 
 
 @dataclass

@@ -8,8 +8,10 @@ from data_tools.synth.samples import choose_drafts, video_sample
 from data_tools.synth.scene import COLOURS, SHAPES, cell_name, draw_scene
 from data_tools.synth.text import NAMES, draw_problem, text_sample
 from visd.data.manifest import LETTERS
+from visd.data.prompts import CLAIMS, INSTRUCTIONS
 from visd.data.targets import sft_target
 from visd.seeding import generator
+from visd.teacher.view import all_template_texts, render, verified
 from visd.types import Sample
 
 SCENES = 300
@@ -20,8 +22,12 @@ def texts() -> Iterator[str]:
     """The same texts at every call."""
     yield "system\nuser\nassistant\n"
     yield from _enumerations()
+    yield from (*INSTRUCTIONS.values(), CLAIMS)
+    for text in all_template_texts():
+        yield from (text, f" {text}")
     for sample in samples():
         yield from (message.content for message in sample.messages)
+        yield render(verified(sample, None), ("answer", "window", "key_times"), 0)
         yield sft_target(sample)
         yield sft_target(sample, verified=True)
 

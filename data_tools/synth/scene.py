@@ -183,7 +183,7 @@ def _bounce(rng: np.random.Generator, steps: int, mover: int, target: int, colou
 
 
 def _legal(things: tuple[Thing, ...], steps: int) -> bool:
-    """Inside the grid, never two objects in a cell or passing through each other, first events at different steps."""
+    """Inside the grid, never two objects in a cell or passing through each other; events at different steps, new colours differ."""
     columns, rows = things[0].grid
     for k in range(steps):
         cells = [cell for t in things if (cell := t.cells[k]) is not None]
@@ -194,4 +194,5 @@ def _legal(things: tuple[Thing, ...], steps: int) -> bool:
                 if k and a is not b and a.cells[k] is not None and a.cells[k] == b.cells[k - 1]:
                     return False
     events = [t.event for t in things if t.event is not None]
-    return len(set(events)) == len(events)
+    turned = [t.new_colour for t in things if t.new_colour is not None]
+    return len(set(events)) == len(events) and len(set(turned)) == len(turned)

@@ -152,7 +152,7 @@ rate = 0.02 if given["method"] == "visd" else 0.01
 lines = [{"step": s, "reward/accuracy": round(rate * s, 9), "time/run": float(s)} for s in range(1, steps + 1)]
 (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
 (folder / "config.yaml").write_text(
-    "train: {prompts_per_step: 4}\\nrollout: {n: 2}\\noptim: {lr: 0.001}\\ndata: {train: [t.jsonl]}\\nmodel: {path: warm}\\n"
+    "train: {prompts_per_step: 4}\\nrollout: {n: 2}\\noptim: {lr: 0.001}\\ndata: {root: world, train: [t.jsonl]}\\nmodel: {path: warm}\\n"
 )
 model = folder / "checkpoints" / f"step_{steps:06d}" / "model"
 model.mkdir(parents=True)
@@ -163,7 +163,7 @@ import json, sys
 from pathlib import Path
 given = dict(argument.split("=", 1) for argument in sys.argv[2:])
 out = Path(given["out"])
-out.mkdir(parents=True)
+out.mkdir(parents=True, exist_ok=True)
 (out / "arguments").write_text(json.dumps(given))
 (out / "results.json").write_text(json.dumps({"result": json.loads(Path(sys.argv[1]).read_text())}))
 """
@@ -214,6 +214,22 @@ def test_changed_settings_are_not_mixed_with_old_runs(suite: Suite, tmp_path: Pa
     run.claim()
     with pytest.raises(VisdError, match="other settings"):
         PlannedRun(replace(suite, overrides=["optim.lr=1"]), run.method, run.seed, run.dir).claim()
+
+
+def test_a_new_warm_start_is_not_mixed_with_old_runs(suite: Suite, tmp_path: Path) -> None:
+    run = planned_runs(suite, tmp_path)[0]
+    run.dir.mkdir(parents=True)
+    weights = tmp_path / "warm" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_text("old")
+    (run.dir / "config.yaml").write_text(
+        f"model: {{path: {weights.parent}}}\ndata: {{root: {tmp_path}, train: [t.jsonl]}}\n"
+    )
+    run.check_inputs()
+    run.check_inputs()
+    weights.write_text("new weights")
+    with pytest.raises(VisdError, match="other weights or data"):
+        run.check_inputs()
 
 
 def test_seeds_come_before_methods(suite: Suite, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_the_report_of_a_run_is_one_page(small_world: Path, tmp_path: Path) -> N
         (tmp_path / name / "samples.jsonl").write_text(to_line(question("q", accuracy)) + "\n")
     build_report(run, tmp_path / "before", tmp_path / "after", small_world, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert "visd: visd" in page and "1m01s" in page and "decode: 1" in page and "+1.000" in page
+    assert "Training with visd" in page and "1m01s" in page and "decode: 1" in page and "+1.000" in page
     assert page.count("url(data:image/jpeg") >= 4 and 'class="box gold"' in page and sample.id in page
     with pytest.raises(VisdError, match=r"holds no samples\.jsonl"):
         build_report(run, tmp_path / "nowhere", tmp_path / "after", small_world, tmp_path / "report.html")

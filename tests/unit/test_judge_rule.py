@@ -411,7 +411,7 @@ def test_a_wrong_rollout_gains_nothing_by_talking(attack: str, before: bool) -> 
     think = f"{claim('dog', t=9.0)} so left"
     plain = report(of, response(think, "left"))
     found = report(of, response(f"{attack} {think}" if before else f"{think}. {attack}", "left"))
-    assert scores(plain) == (0.0, 0.0, 0.0, 0.0)
+    assert scores(plain) == (0.0, pytest.approx(1 / 3), 0.0, 0.0)  # it is consistent, at least
     assert found.answer == 0.0
     assert {found.temporal, found.spatial} <= {
         0.0,

@@ -97,6 +97,16 @@ class TestPrompt:
         kinds = torch.unique_consecutive(prompt.mm_token_type_ids[prompt.mm_token_type_ids > 0]).tolist()
         assert kinds == [2, 1, 2]
 
+    def test_sizes_are_ours(self, folder: Path, root: Path) -> None:
+        """The tiny processors would enlarge so small a frame to four tokens."""
+        section = replace(SECTION, video=replace(VIDEO, max_pixels=1100))
+        processor = PromptProcessor.load(str(folder), section, root, 8)
+        media = (*CLIP, Media("image", "picture.png"))
+        prompt = processor.process("s", (Message("user", "<video><image>Which?"),), media)
+        assert prompt.vision.video_grid_thw is not None and prompt.vision.image_grid_thw is not None
+        assert prompt.vision.video_grid_thw.tolist() == [[5, 2, 2]]
+        assert prompt.vision.image_grid_thw.tolist() == [[1, 2, 2]]
+
     def test_rule_of_positions(self, folder: Path, root: Path) -> None:
         both = [
             PromptProcessor.load(str(folder), replace(SECTION, position_rule=rule), root, 8).process(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -72,8 +73,9 @@ class TestFrames:
         assert numbers(frames) == pytest.approx(frames.indices, abs=0.5)
         assert frames.times == pytest.approx([index / 24 for index in frames.indices], abs=1e-3)
 
-    def test_jumps_decode_fewer_frames(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        path = write_video(tmp_path / "long.mp4", 200, 25, options={"g": "25", "bf": "2", "sc_threshold": "0"})
+    @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+    def test_jumps_decode_fewer_frames(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+        path = write_video(tmp_path / f"long.{suffix}", 200, 25, options={"g": "25", "bf": "2", "sc_threshold": "0"})
         checks: list[int] = []
         monkeypatch.setattr(container_module.Deadline, "check", lambda self: checks.append(1))
         monkeypatch.setattr(container_module, "WORTH_A_JUMP", 10_000)
@@ -84,6 +86,15 @@ class TestFrames:
         jumping = read(path, replace(SETTINGS, fps=0.5))
         assert np.array_equal(straight.pixels, jumping.pixels) and straight.times == jumping.times
         assert len(checks) < without - 50
+
+    @pytest.mark.parametrize("flags", ["open-gop=1:scenecut=0:keyint=25:min-keyint=25", "intra-refresh=1:keyint=25"])
+    @pytest.mark.parametrize("suffix", ["mp4", "ts"])
+    def test_a_jump_that_misses_is_made_good(self, tmp_path: Path, suffix: str, flags: str) -> None:
+        """Seek tables of these files lead past the frame; reading on from the beginning finds it all the same."""
+        path = write_video(tmp_path / f"open.{suffix}", 100, 25, options={"bf": "3", "x264-params": flags})
+        frames = read(path, replace(SETTINGS, fps=1))
+        whole = read(path, replace(SETTINGS, fps=25, max_frames=100))
+        assert np.array_equal(frames.pixels, whole.pixels[list(frames.indices)])
 
     @pytest.mark.parametrize(
         ("name", "codec"), [("a.avi", "mpeg4"), ("a.webm", "libvpx"), ("b.webm", "libvpx-vp9"), ("a.flv", "flv1")]
@@ -222,6 +233,28 @@ class TestDamaged:
         data[middle - 400 : middle + 400] = b"\xff" * 800
         path.write_bytes(data)
         assert reason(path, replace(SETTINGS, fps=8, max_frames=40)) in ("unreadable", "truncated")
+
+    def test_lost_piece_of_a_broadcast(self, tmp_path: Path) -> None:
+        """Frames that lean on the damaged one are refused up to the next keyframe; those outside its reach are not."""
+        path = write_video(tmp_path / "lost.ts", 40, 8, noise=True, options={"g": "16", "bf": "0", "sc_threshold": "0"})
+        with av.open(str(path)) as container:
+            places = [packet.pos for packet in container.demux(video=0) if packet.size]
+        data = path.read_bytes()
+        cut = places[20] + 10 * 188
+        path.write_bytes(data[:cut] + data[cut + 3 * 188 :])
+        dense = replace(SETTINGS, fps=8, max_frames=40)
+        assert reason(path, dense) == "unreadable"
+        assert reason(path, dense, start=3.0, end=3.875) == "unreadable"
+        assert read(path, dense, start=0.0, end=2.0).indices[-1] == 16
+        assert read(path, dense, start=4.0).indices[0] == 32
+
+    def test_cut_between_two_frames(self, tmp_path: Path) -> None:
+        path = write_video(tmp_path / "cut.mp4", 40, container_options={"movflags": "faststart"})
+        with av.open(str(path)) as container:
+            places = [packet.pos for packet in container.demux(video=0) if packet.size]
+        path.write_bytes(path.read_bytes()[: places[30]])
+        assert reason(path) == "truncated"
+        assert read(path, end=3.0).indices[-1] == 24
 
     def test_time_limit(self, clip: Path) -> None:
         assert reason(clip, replace(SETTINGS, timeout=1e-9)) == "timeout"

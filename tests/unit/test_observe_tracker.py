@@ -137,7 +137,8 @@ def test_the_table_shows_the_rollouts_and_interprets_no_markup() -> None:
     text = stream.getvalue()
     assert "[bold]a" in text and "gold: red" in text
     assert text.index("1.20") < text.index("0.20")  # best first
-    assert "+0.50" in text and "spatial iou" in text
+    assert "+0.50" in text and "format" in text and "judge: logic" in text
+    assert "spatial" not in text  # applies to no rollout of the group
 
 
 def test_offline_wandb_keeps_a_run_and_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

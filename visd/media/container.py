@@ -36,6 +36,7 @@ class FrameIndex:
     end: float  # s at which the last frame stops being shown
     rate: float  # declared frames per second, 0 if none
     keyframes: tuple[int, ...]  # stamps of frames that decoding can start from, sorted
+    damaged: frozenset[int]  # stamps of frames that need a damaged packet
     complete: bool  # False: the file ends before what its header announces
 
 
@@ -94,27 +95,31 @@ def open_video(path: Path, deadline: Deadline) -> Iterator[tuple[Any, Any]]:
 
 def index_frames(container: Any, stream: Any, deadline: Deadline) -> FrameIndex:
     """Read every packet's stamps without decoding any."""
-    entries, keyframes, damaged, furthest = [], [], False, 0.0
+    entries, keyframes, damaged, furthest = [], [], set(), 0.0
+    broken = tainted = False
     wanted = [s for s in container.streams if s is stream or s.type == "audio"]
     try:
         for packet in container.demux(wanted):
             deadline.check()
             if packet.size == 0 or packet.is_discard:
                 continue
-            damaged = damaged or packet.is_corrupt
             if packet.dts is not None and packet.time_base is not None:
                 furthest = max(furthest, float((packet.dts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream is not stream or packet.is_corrupt:
+            if packet.stream is not stream:
                 continue
+            broken = packet.is_corrupt  # of the last packet: the file ends inside it
+            tainted = packet.is_corrupt or (tainted and not packet.is_keyframe)
+            if tainted:
+                damaged.add(packet.pts)
             entries.append((packet.pts, packet.duration or 0))
             if packet.is_keyframe and packet.pts is not None:
                 keyframes.append(packet.pts)
     except av.error.FFmpegError:
-        damaged = True
+        broken = True
     if not entries:
         raise DecodeError("unreadable", deadline.path, "its video stream holds no frame.")
     rate = float(stream.average_rate or stream.guessed_rate or 0)
-    complete = not damaged and len(entries) >= stream.frames and not _ends_early(container, furthest)
+    complete = not broken and len(entries) >= stream.frames and not _ends_early(container, furthest)
     if any(pts is None for pts, _ in entries):
         raise DecodeError(
             "unreadable", deadline.path, "it does not say when its frames are shown; remux it with stamps."
@@ -125,7 +130,7 @@ def index_frames(container: Any, stream: Any, deadline: Deadline) -> FrameIndex:
         last_duration = stamps[-1] - stamps[-2] if len(stamps) > 1 else round(1 / (rate or 1) / stream.time_base)
     times = tuple(float((stamp - stamps[0]) * stream.time_base) for stamp in stamps)
     end = float((stamps[-1] + last_duration - stamps[0]) * stream.time_base)
-    return FrameIndex(tuple(stamps), times, end, rate, tuple(sorted(keyframes)), complete)
+    return FrameIndex(tuple(stamps), times, end, rate, tuple(sorted(keyframes)), frozenset(damaged), complete)
 
 
 def _ends_early(container: Any, furthest: float) -> bool:
@@ -146,7 +151,7 @@ def read_frames(
     done = 0
     try:
         for frame in _walk(container, stream, index, numbers, deadline):
-            if frame.is_corrupt:
+            if frame.is_corrupt or frame.pts in index.damaged:
                 raise _undecodable(index, numbers[done], deadline, "its data is damaged")
             yield _upright(frame)
             done += 1

@@ -63,9 +63,7 @@ def evidence_weight(log_ratio: Tensor, advantages: Tensor, eps: float) -> Bounde
     return BoundedWeight(exponent.clamp(low, high).exp(), (exponent < low) | (exponent > high))
 
 
-def dimension_weight(
-    scores: Tensor, dimensions: Tensor, mask: Tensor, advantages: Tensor, strength: float
-) -> Tensor:
+def dimension_weight(scores: Tensor, dimensions: Tensor, mask: Tensor, advantages: Tensor, strength: float) -> Tensor:
     """g_t, [B, T], mean 1 over each rollout.
 
     A rollout with a positive advantage gets more credit on the dimensions that scored high, one with a negative

@@ -120,18 +120,18 @@ def group_table(step: int, group: RolloutGroup) -> Table:
     """One group, best rollout first: answer, reward parts, judge scores, advantage."""
     question = " ".join(m.content for m in group.sample.messages if m.role == "user")
     title = f"step {step}  {group.sample.id} ({group.sample.family})  {question}  gold: {group.sample.answer.value}"
-    parts = sorted({name for reward in group.rewards for name in reward.parts})
+    # A part or score that applies to no rollout of the group would only take room from the answers.
+    parts = sorted({name for r in group.rewards for name, value in r.parts.items() if value is not None})
+    scores = [d for d in DIMENSIONS if any(report.score(d) is not None for report in group.reports)]
     table = Table(title=escape(title), title_justify="left", show_lines=True)
-    table.add_column("answer", ratio=1, overflow="fold")
-    headers = ["reward", *parts, *(DIMENSIONS if group.reports else ()), "advantage"]
-    for header in headers:
+    table.add_column("answer", ratio=1, overflow="fold", min_width=40)
+    for header in ["reward", *parts, *(f"judge: {dimension}" for dimension in scores), "advantage"]:
         table.add_column(header.replace("_", " "), justify="right")
     order = sorted(range(len(group.rollouts)), key=lambda i: -group.rewards[i].total) if group.rewards else []
     for i in order:
         reward = group.rewards[i]
         cells = [f"{reward.total:.2f}", *(_cell(reward.parts.get(name)) for name in parts)]
-        if group.reports:
-            cells += [_cell(group.reports[i].score(dimension)) for dimension in DIMENSIONS]
+        cells += [_cell(group.reports[i].score(dimension)) for dimension in scores]
         cells.append(f"{group.advantages[i]:+.2f}" if group.advantages else "")
         table.add_row(escape(_short(group.rollouts[i].text)), *cells)
     return table

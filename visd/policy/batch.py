@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class ForwardInputs:
     media: tuple[VisionInputs, ...] = ()  # for a tower inside the forward: one a row that has media
 
     def to(self, device: torch.device) -> ForwardInputs:
-        moved = {f.name: _move(getattr(self, f.name), device) for f in fields(self)}
+        moved: dict[str, Any] = {f.name: _move(getattr(self, f.name), device) for f in fields(self)}
         return ForwardInputs(**moved)
 
 

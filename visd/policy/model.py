@@ -22,6 +22,8 @@ class PolicyModel(nn.Module):
     features arrive with the inputs. With a trained one it stays inside and every forward calls it exactly once.
     """
 
+    banned: Tensor  # [V] bool, ids that can be neither sampled nor counted in a normaliser
+
     def __init__(self, hf: Any, family: Family, tower_inside: bool):
         super().__init__()
         self.hf = hf

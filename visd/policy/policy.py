@@ -88,7 +88,9 @@ class Policy:
         features: list[VisionFeatures | None] = []
         for prompt in prompts:
             if not prompt.vision.empty and prompt.sample_id not in self._features:
-                self._features[prompt.sample_id] = encode_media(self.tower, [prompt.vision], [prompt.mm_token_type_ids])[0]
+                self._features[prompt.sample_id] = encode_media(
+                    self.tower, [prompt.vision], [prompt.mm_token_type_ids]
+                )[0]
                 self.tower_calls += 1
             features.append(self._features.get(prompt.sample_id))
         return features

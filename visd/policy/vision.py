@@ -14,7 +14,9 @@ IMAGE, VIDEO = 1, 2
 """Values of `mm_token_type_ids`."""
 
 
-def encode_media(tower: nn.Module, media: Sequence[VisionInputs], token_types: Sequence[Tensor]) -> list[VisionFeatures]:
+def encode_media(
+    tower: nn.Module, media: Sequence[VisionInputs], token_types: Sequence[Tensor]
+) -> list[VisionFeatures]:
     """Run the tower once over all media of several prompts.
 
     Args:

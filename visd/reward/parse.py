@@ -193,7 +193,7 @@ def _read_box(text: str) -> XYXY | None:
     if not match:
         return None
     x1, y1, x2, y2 = (float(value) for value in match.groups())
-    return (x1, y1, x2, y2) if 0 <= x1 and x1 != x2 and x2 <= 1 and 0 <= y1 < y2 <= 1 else None
+    return (x1, y1, x2, y2) if 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 else None
 
 
 def parse_box(text: str) -> XYXY | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +19,6 @@ from visd.train.state import export_model, resume
 
 def run_stage(config: RunConfig) -> int:
     """Set up, resume, train, export; returns the exit status."""
-    started = time.monotonic()
     run = set_up(config)
     try:
         if run.backend.is_main:
@@ -35,7 +33,7 @@ def run_stage(config: RunConfig) -> int:
             (train_sft if config.stage == "sft" else train)(run)
             if run.step == config.train.steps and config.checkpoint.export != "never":
                 export_model(run, run.dir / "model")
-            run.tracker.summary(summary(run, time.monotonic() - started))
+            run.tracker.summary(summary(run, run.tracker.wall_seconds))
         finally:
             run.tracker.close()
         return 0
@@ -49,7 +47,7 @@ def run_name(config: RunConfig) -> str:
 
 
 def summary(run: Run, wall_seconds: float) -> dict[str, Any]:
-    """`summary.json` of a training run."""
+    """`summary.json` of a training run; `wall_seconds` over all its starts."""
     videos = {media.path for sample in run.sampler.samples for media in sample.media if media.kind == "video"}
     return {
         "method": run_name(run.config),

@@ -144,9 +144,7 @@ def set_up(config: RunConfig) -> Run:
     processor = PromptProcessor.load(
         config.model.path, config.prompt, Path(config.data.root), config.data.frame_cache_mb
     )
-    engine: RolloutEngine = build(
-        config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer
-    )
+    engine: RolloutEngine = build(config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer)
     backend.setup(policy.model, adamw(config.optim), config.optim.max_grad_norm)
     rl = config.stage == "rl"
     teacher = attached(config.teacher, backend) if rl and method.uses_teacher else None

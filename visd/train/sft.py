@@ -108,9 +108,7 @@ def update(run: Run, examples: Sequence[Example], step: int) -> Metrics:
     return metrics
 
 
-def micro_step(
-    run: Run, examples: Sequence[Example], denominators: Denominators, last: bool, metrics: Metrics
-) -> None:
+def micro_step(run: Run, examples: Sequence[Example], denominators: Denominators, last: bool, metrics: Metrics) -> None:
     """Forward and backward of one micro-batch."""
     rows = [example.row for example in examples]
     scores = run.policy.score(rows, temperature=1.0, needs=ScoreNeeds(sampled=True), forward=run.backend.forward)

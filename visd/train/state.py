@@ -96,7 +96,9 @@ def tensor_file(run: Run) -> str:
 def tensor_writer(run: Run, weights: TeacherWeights) -> Writer:
     def write(folder: Path) -> None:
         tensors: Mapping[str, Tensor] = weights.state_dict()
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / tensor_file(run))
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / tensor_file(run)
+        )
 
     return write
 

@@ -24,7 +24,9 @@ def items_of(run: Run, groups: Sequence[RolloutGroup]) -> list[Item]:
     everything = run.config.objective.kl_weight > 0 or run.method.learns_without_advantage
     items = []
     for group, features in zip(groups, run.policy.encode([group.prompt for group in groups]), strict=True):
-        items += [Item(group, i, features) for i in range(len(group.rollouts)) if everything or group.advantages[i] != 0]
+        items += [
+            Item(group, i, features) for i in range(len(group.rollouts)) if everything or group.advantages[i] != 0
+        ]
     return items
 
 

@@ -41,7 +41,8 @@ def update_policy(
     )
     denominators = count(run, groups)
     rounds = max_over_ranks(run, len(plan))
-    metrics, traces = Metrics(), {}
+    metrics = Metrics()
+    traces: dict[TraceKey, TokenTrace] = {}
     run.policy.set_training(True)
     for i in range(rounds):
         last = i == rounds - 1
@@ -75,9 +76,7 @@ def max_over_ranks(run: Run, number: int) -> int:
 def idle_step(run: Run, last: bool) -> None:
     """A forward and backward that add exactly nothing."""
     row = dummy_row(run.policy.eos_ids[0])
-    scores = run.policy.score(
-        [row], temperature=1.0, needs=ScoreNeeds(sampled=True), forward=run.backend.forward
-    )
+    scores = run.policy.score([row], temperature=1.0, needs=ScoreNeeds(sampled=True), forward=run.backend.forward)
     run.backend.backward(scores.logp.sum() * 0.0, last=last)
 
 
@@ -108,9 +107,7 @@ def micro_step(
     credit = run.method.advantages(batch, scores, step)
     weights = token_weights(batch.mask, objective.aggregation, denominators)
     old_logp = scores.student.logp if objective.old_logp == "detached" else batch.engine_logp
-    policy = policy_loss(
-        student.logp, old_logp, credit.advantages, weights, objective.eps_low, objective.eps_high
-    )
+    policy = policy_loss(student.logp, old_logp, credit.advantages, weights, objective.eps_low, objective.eps_high)
     loss = policy.loss
     if run.reference is not None:
         known = join_scores([reference[item.key] for item in items], width)
