@@ -58,7 +58,12 @@ def build(out: Path, settings: WorldSettings, progress: Progress = lambda done, 
     """
     _check(settings)
     _claim(out, settings)
-    counts = {"sft_train": settings.sft, "train": settings.train, "validation": settings.validation, "test": settings.test}
+    counts = {
+        "sft_train": settings.sft,
+        "train": settings.train,
+        "validation": settings.validation,
+        "test": settings.test,
+    }
     questions: dict[str, int] = {}
     videos = reused = 0
     total = sum(-(-n // settings.questions_per_video) for n in counts.values())
@@ -102,7 +107,9 @@ def _claim(out: Path, settings: WorldSettings) -> None:
             raise VisdError(f"{note}: is not JSON; delete the folder {str(out)!r} and build the world again") from error
         if found != wanted:
             differing = sorted(k for k in wanted if not isinstance(found, dict) or found.get(k) != wanted[k])
-            raise VisdError(f"{out} holds a world of other settings ({', '.join(differing)}); choose another folder or delete it")
+            raise VisdError(
+                f"{out} holds a world of other settings ({', '.join(differing)}); choose another folder or delete it"
+            )
         return
     _replace(note, json.dumps(wanted, indent=1) + "\n")
 
@@ -137,12 +144,16 @@ def _text_split(split: str, count: int, settings: WorldSettings) -> list[Sample]
             break
         share = settings.wrong_share if split == "sft_train" else 0.0
         sample_id = f"text-{split}-{len(samples):05d}"
-        samples.append(text_sample(problem, rng, sample_id=sample_id, wrong_share=share, letter_share=settings.letter_share))
+        samples.append(
+            text_sample(problem, rng, sample_id=sample_id, wrong_share=share, letter_share=settings.letter_share)
+        )
     return samples
 
 
 def _write(path: Path, samples: list[Sample]) -> int:
-    lines = [json.dumps(sample_to_record(sample), ensure_ascii=False, separators=(",", ":")) + "\n" for sample in samples]
+    lines = [
+        json.dumps(sample_to_record(sample), ensure_ascii=False, separators=(",", ":")) + "\n" for sample in samples
+    ]
     _replace(path, "".join(lines))
     return len(samples)
 

@@ -20,18 +20,28 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--train", type=int, default=default.train, help="questions for reinforcement learning")
     parser.add_argument("--validation", type=int, default=default.validation, help="questions for validation")
     parser.add_argument("--test", type=int, default=default.test, help="questions for the final number")
-    parser.add_argument("--sft", type=int, default=default.sft, help="questions with reasoning traces, for the warm start")
+    parser.add_argument(
+        "--sft", type=int, default=default.sft, help="questions with reasoning traces, for the warm start"
+    )
     parser.add_argument("--kind", choices=("video", "text", "mixed"), default=default.kind, help="mixed makes both")
     parser.add_argument("--questions-per-video", type=int, default=default.questions_per_video)
-    parser.add_argument("--wrong-share", type=float, default=default.wrong_share, help="share of wrong conclusions in the traces")
-    parser.add_argument("--letter-share", type=float, default=default.letter_share, help="share of multiple choice where possible")
+    parser.add_argument(
+        "--wrong-share", type=float, default=default.wrong_share, help="share of wrong conclusions in the traces"
+    )
+    parser.add_argument(
+        "--letter-share", type=float, default=default.letter_share, help="share of multiple choice where possible"
+    )
     chosen = vars(parser.parse_args(arguments))
     out: Path = chosen.pop("out")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns) as bar:
             task = bar.add_task("world", total=None)
-            built = build(out, WorldSettings(**chosen), lambda done, total, what: bar.update(task, completed=done, total=total, description=what))
+            built = build(
+                out,
+                WorldSettings(**chosen),
+                lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
+            )
     except VisdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

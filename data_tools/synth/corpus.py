@@ -56,5 +56,12 @@ def _enumerations() -> Iterator[str]:
         yield f" {word}"
     for n in range(21):
         coordinate = str(n / 20)
-        yield from (f"[{coordinate},", f"{coordinate},", f" {coordinate},", f"{coordinate}]", f" {coordinate}]", coordinate)
+        yield from (
+            f"[{coordinate},",
+            f"{coordinate},",
+            f" {coordinate},",
+            f"{coordinate}]",
+            f" {coordinate}]",
+            coordinate,
+        )
     yield "<0.5 seconds>"

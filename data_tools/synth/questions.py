@@ -89,12 +89,11 @@ def _unique(things: list[Thing], phrase: str, scene: Scene) -> bool:
 
 def _described(scene: Scene) -> Iterator[tuple[Thing, str]]:
     """Objects that one event alone describes, with that event."""
+    movers = sum(t.direction is not None for t in scene.things)
     for thing in scene.things:
         phrase = event_phrase(thing, scene)
-        verb = phrase.split()[0] if phrase else ""
-        if phrase and _unique(list(scene.things), phrase, scene):
-            if verb != "move" or sum(t.direction is not None for t in scene.things) == 1:
-                yield thing, phrase
+        if phrase and _unique(list(scene.things), phrase, scene) and (phrase != "move" or movers == 1):
+            yield thing, phrase
 
 
 def _which(scene: Scene) -> Iterator[Draft]:
@@ -106,7 +105,16 @@ def _which(scene: Scene) -> Iterator[Draft]:
         what = f"What colour is the object that {third_person(phrase)}?"
         if phrase.startswith("turn"):
             what = f"What colour was the object that {third_person(phrase)} at first?"
-        yield Draft("which", what, "word", Conclusion(thing.colour, proof(thing)), wrong, _span(thing), (proof(thing),), tuple(COLOURS))
+        yield Draft(
+            "which",
+            what,
+            "word",
+            Conclusion(thing.colour, proof(thing)),
+            wrong,
+            _span(thing),
+            (proof(thing),),
+            tuple(COLOURS),
+        )
 
 
 def _direction(scene: Scene) -> Iterator[Draft]:
@@ -117,7 +125,9 @@ def _direction(scene: Scene) -> Iterator[Draft]:
             wrong = tuple(Conclusion(d, seen[1]) for d in DIRECTIONS if d != thing.direction)
             truth = Conclusion(thing.direction, seen[1])
             text = f"Which way does the {thing.name} move?"
-            yield Draft("direction", text, "word", truth, wrong, (float(first - 1), float(last)), seen, tuple(DIRECTIONS))
+            yield Draft(
+                "direction", text, "word", truth, wrong, (float(first - 1), float(last)), seen, tuple(DIRECTIONS)
+            )
 
 
 def _when_time(scene: Scene) -> Iterator[Draft]:
@@ -128,7 +138,15 @@ def _when_time(scene: Scene) -> Iterator[Draft]:
         back = 1 if thing.action == "vanish" else 0
         wrong = tuple(Conclusion(float(k), near(thing, k - back)) for k in range(1, scene.steps) if k != thing.event)
         text = f"At what second does the {thing.name} {phrase}?"
-        yield Draft("when_time", text, "number", Conclusion(float(thing.event), proof(thing)), wrong, _span(thing), (proof(thing),))
+        yield Draft(
+            "when_time",
+            text,
+            "number",
+            Conclusion(float(thing.event), proof(thing)),
+            wrong,
+            _span(thing),
+            (proof(thing),),
+        )
 
 
 def _when_window(scene: Scene) -> Iterator[Draft]:
@@ -181,10 +199,14 @@ def _where(scene: Scene) -> Iterator[Draft]:
             if thing.cells[step] is None:
                 continue
             seen = Sighting(thing, step)
-            boxes = {t.box(k): Sighting(t, k) for t in scene.things for k in range(scene.steps) if t.cells[k] is not None}
+            boxes = {
+                t.box(k): Sighting(t, k) for t in scene.things for k in range(scene.steps) if t.cells[k] is not None
+            }
             wrong = tuple(Conclusion(b, Sighting(thing, step)) for b in sorted(boxes) if b != thing.box(step))
             text = f"Where is the {thing.name} at second {step}?"
-            yield Draft("where", text, "box", Conclusion(thing.box(step), seen), wrong, (float(step), float(step + 1)), (seen,))
+            yield Draft(
+                "where", text, "box", Conclusion(thing.box(step), seen), wrong, (float(step), float(step + 1)), (seen,)
+            )
 
 
 def _count(scene: Scene) -> Iterator[Draft]:
@@ -213,7 +235,9 @@ def _order(scene: Scene) -> Iterator[Draft]:
             wrong = (Conclusion(second.colour, proof(second)),)
             window = (float(first.event or 0) - 1, float(second.event or 0))
             seen = (proof(first), proof(second))
-            yield Draft("order", text, "word", Conclusion(first.colour, proof(first)), wrong, window, seen, (a.colour, b.colour))
+            yield Draft(
+                "order", text, "word", Conclusion(first.colour, proof(first)), wrong, window, seen, (a.colour, b.colour)
+            )
 
 
 def _two_facts(scene: Scene) -> Iterator[Draft]:
@@ -232,7 +256,9 @@ def _turning_mover(scene: Scene) -> Iterator[Draft]:
         wrong = tuple(Conclusion(d, seen[1]) for d in DIRECTIONS if d != thing.direction)
         text = f"Which way does the object that turns {thing.new_colour} move?"
         window = (float(min(first, thing.recoloured_at or first) - 1), float(max(last, thing.recoloured_at or last)))
-        yield Draft("two_facts", text, "word", Conclusion(thing.direction, seen[1]), wrong, window, seen, tuple(DIRECTIONS))
+        yield Draft(
+            "two_facts", text, "word", Conclusion(thing.direction, seen[1]), wrong, window, seen, tuple(DIRECTIONS)
+        )
 
 
 def _shape_of_event(scene: Scene) -> Iterator[Draft]:
@@ -241,7 +267,16 @@ def _shape_of_event(scene: Scene) -> Iterator[Draft]:
         wrong = tuple(Conclusion(s, near(t, proof(thing).step)) for s, t in sorted(others.items()))
         if wrong:
             text = f"What shape is the object that {third_person(phrase)}?"
-            yield Draft("two_facts", text, "word", Conclusion(thing.shape, proof(thing)), wrong, _span(thing), (proof(thing),), SHAPES)
+            yield Draft(
+                "two_facts",
+                text,
+                "word",
+                Conclusion(thing.shape, proof(thing)),
+                wrong,
+                _span(thing),
+                (proof(thing),),
+                SHAPES,
+            )
 
 
 def _place_at_event(scene: Scene) -> Iterator[Draft]:

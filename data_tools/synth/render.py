@@ -17,22 +17,27 @@ CONTACT_SHARE = 0.5
 """Share of a step, at its start, in which a bouncing object closes the gap to what it hits and opens it again."""
 GAP = 0.05
 """Gap between objects in neighbouring cells of a side of three, as a share of the frame."""
-LIGHT = 70.0
+DARKEST = 10.0
+"""Grey level of the top left corner at second 0: the same everywhere, or place and time could not be told apart from it."""
+LIGHT = 120.0
 """How much brighter the background's red is at the right edge than at the left, and its green at the bottom than at the top."""
+DAWN = 18.0
+"""How much brighter the background's blue gets a second. Together the three colours tell place and time in any patch."""
 SUPERSAMPLE = 3
-ENCODER = {"preset": "veryfast", "crf": "16", "threads": "1", "g": "24", "bf": "0", "x264-params": "scenecut=0:sync-lookahead=0"}
+ENCODER = {
+    "preset": "veryfast",
+    "crf": "16",
+    "threads": "1",
+    "g": "24",
+    "bf": "0",
+    "x264-params": "scenecut=0:sync-lookahead=0",
+}
 
 
 def frames(scene: Scene) -> list[np.ndarray]:
     """All frames of a scene, uint8 [height, width, 3], `fps` of them a second."""
-    drawn: dict[tuple[object, ...], np.ndarray] = {}
-    result = []
-    for number in range(scene.steps * scene.fps):
-        states = tuple(_state(thing, number / scene.fps) for thing in scene.things)
-        if states not in drawn:
-            drawn[states] = _frame(scene, states)
-        result.append(drawn[states])
-    return result
+    times = [number / scene.fps for number in range(scene.steps * scene.fps)]
+    return [_frame(scene, t) for t in times]
 
 
 def write_video(scene: Scene, path: Path) -> None:
@@ -70,22 +75,23 @@ def _state(thing: Thing, t: float) -> State:
         reach = GAP * np.sin(np.pi * (t - step) / CONTACT_SHARE)
         dx, dy = DIRECTIONS[thing.direction]
         box = _moved(box, dx * reach, dy * reach)
-    changed = thing.recoloured_at is not None and step >= thing.recoloured_at
-    return (thing.new_colour if changed and thing.new_colour else thing.colour), thing.shape, box
+    return thing.colour_at(step), thing.shape, box
 
 
 def _moved(box: XYXY, dx: float, dy: float) -> XYXY:
     return round(box[0] + dx, 4), round(box[1] + dy, 4), round(box[2] + dx, 4), round(box[3] + dy, 4)
 
 
-def _frame(scene: Scene, states: tuple[State, ...]) -> np.ndarray:
+def _frame(scene: Scene, t: float) -> np.ndarray:
     width, height = scene.size
     ys, xs = np.mgrid[0 : height * SUPERSAMPLE, 0 : width * SUPERSAMPLE]
     u, v = (xs + 0.5) / (width * SUPERSAMPLE), (ys + 0.5) / (height * SUPERSAMPLE)
-    image = np.full((height, width, 3), float(scene.background))
+    image = np.full((height, width, 3), DARKEST)
     image[..., 0] += LIGHT * u[::SUPERSAMPLE, ::SUPERSAMPLE]
     image[..., 1] += LIGHT * v[::SUPERSAMPLE, ::SUPERSAMPLE]
-    for state in states:
+    image[..., 2] += DAWN * t
+    for thing in scene.things:
+        state = _state(thing, t)
         if state is None:
             continue
         colour, shape, (x1, y1, x2, y2) = state

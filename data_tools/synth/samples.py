@@ -20,7 +20,7 @@ def choose_drafts(scene: Scene, rng: np.random.Generator, count: int) -> list[Dr
     """At most `count` different questions; the families take turns, so that none dominates."""
     piles = {name: list(family(scene)) for name, family in FAMILIES.items()}
     for pile in piles.values():
-        rng.shuffle(pile)  # type: ignore[arg-type]
+        rng.shuffle(pile)
     chosen: list[Draft] = []
     while len(chosen) < count and any(piles.values()):
         names = [name for name, pile in piles.items() if pile]
@@ -30,7 +30,14 @@ def choose_drafts(scene: Scene, rng: np.random.Generator, count: int) -> list[Dr
 
 
 def video_sample(
-    scene: Scene, draft: Draft, rng: np.random.Generator, *, sample_id: str, path: str, wrong_share: float, letter_share: float
+    scene: Scene,
+    draft: Draft,
+    rng: np.random.Generator,
+    *,
+    sample_id: str,
+    path: str,
+    wrong_share: float,
+    letter_share: float,
 ) -> Sample:
     """One sample of a video.
 
@@ -45,7 +52,10 @@ def video_sample(
     value = _value(draft.truth, options)
     said: dict[str, Any] = {}
     if wrong:
-        said = {"trace_answer": _json(_value(concluded, options)), "verified_rationale": trace(scene, draft, draft.truth)}
+        said = {
+            "trace_answer": _json(_value(concluded, options)),
+            "verified_rationale": trace(scene, draft, draft.truth),
+        }
     text = draft.text + "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
     return Sample(
         id=sample_id,

@@ -32,13 +32,15 @@ SPANS = {2: ((0.05, 0.45), (0.55, 0.95)), 3: ((0.0, 0.3), (0.35, 0.65), (0.7, 1.
 """Where an object begins and ends along a side of two or three cells, as shares of the frame."""
 SIZES = {(56, 56): 0.4, (84, 56): 0.25, (56, 84): 0.25, (84, 84): 0.1}
 """Width and height, px, and how often."""
-LENGTHS = {4: 0.4, 5: 0.3, 6: 0.2, 8: 0.1}
+LENGTHS = {4: 0.5, 5: 0.25, 6: 0.15, 8: 0.1}
 """Seconds, and how often."""
 FRAME_RATES = (4, 8, 12)
 
 Cell = tuple[int, int]  # column, row
 Grid = tuple[int, int]  # columns, rows
 Action = Literal["still", "move", "appear", "vanish", "recolour", "move_recolour", "bounce"]
+ACTIONS: tuple[Action, ...] = ("move", "appear", "vanish", "recolour", "move_recolour")
+ACTION_SHARES = (0.5, 0.12, 0.12, 0.13, 0.13)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ class Thing:
     @property
     def name(self) -> str:
         return f"{self.colour} {self.shape}"
+
+    def colour_at(self, step: int) -> str:
+        recoloured = self.recoloured_at is not None and step >= self.recoloured_at
+        return self.new_colour if recoloured and self.new_colour else self.colour
 
     def moved_until(self) -> int | None:
         """First step at which a move is over."""
@@ -84,11 +90,12 @@ class Scene:
     things: tuple[Thing, ...]  # in the order of their colours' names
     size: tuple[int, int]  # width, height, px
     fps: int
-    background: int  # grey level of the top left corner
 
     def signature(self) -> str:
-        """What happens, whatever the clip's size, frame rate and background."""
-        parts = [f"{t.name}>{t.new_colour}@{t.recoloured_at}:{''.join(cell_name(c) for c in t.cells)}" for t in self.things]
+        """What happens, whatever the clip's size and frame rate."""
+        parts = [
+            f"{t.name}>{t.new_colour}@{t.recoloured_at}:{''.join(cell_name(c) for c in t.cells)}" for t in self.things
+        ]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
     def visible(self, step: int) -> list[Thing]:
@@ -113,11 +120,11 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     count = 2 if grid == (2, 2) or steps == 8 else int(rng.choice([2, 3]))
     while True:
         things = _draw_things(rng, steps, count, grid)
-        if things is not None and _legal(things, steps):
-            return Scene(steps, things, size, int(rng.choice(FRAME_RATES)), int(rng.integers(0, 40)))
+        if _legal(things, steps):
+            return Scene(steps, things, size, int(rng.choice(FRAME_RATES)))
 
 
-def _draw_things(rng: np.random.Generator, steps: int, count: int, grid: Grid) -> tuple[Thing, ...] | None:
+def _draw_things(rng: np.random.Generator, steps: int, count: int, grid: Grid) -> tuple[Thing, ...]:
     colours = sorted(rng.choice(list(COLOURS), size=count, replace=False).tolist())
     spare = [c for c in COLOURS if c not in colours]
     order = rng.permutation(count).tolist()
@@ -127,12 +134,10 @@ def _draw_things(rng: np.random.Generator, steps: int, count: int, grid: Grid) -
     for place, index in enumerate(order):
         if index in things:
             continue
-        active = place < 2
-        names: list[Action] = ["move", "appear", "vanish", "recolour", "move_recolour"]
-        action: Action = names[int(rng.choice(5, p=[0.4, 0.15, 0.15, 0.15, 0.15]))] if active and rng.random() < 0.9 else "still"
+        action: Action = "still"
+        if place < 2 or rng.random() < 0.5:
+            action = ACTIONS[int(rng.choice(len(ACTIONS), p=ACTION_SHARES))]
         things[index] = _thing(rng, steps, colours[index], action, spare, grid)
-    if all(t.action == "still" for t in things.values()):
-        return None
     return tuple(things[i] for i in range(count))
 
 
@@ -156,17 +161,24 @@ def _thing(rng: np.random.Generator, steps: int, colour: str, action: Action, sp
         cells = _path(start, direction, event, int(rng.integers(1, 3)), steps)
     if action == "move_recolour":
         assert event is not None and recoloured_at is not None
-        return Thing(colour, shape, grid, tuple(cells), action, min(event, recoloured_at), direction, new_colour, recoloured_at)
+        return Thing(
+            colour, shape, grid, tuple(cells), action, min(event, recoloured_at), direction, new_colour, recoloured_at
+        )
     return Thing(colour, shape, grid, tuple(cells), action, event, direction, new_colour, recoloured_at)
 
 
 def _path(start: Cell, direction: str, first: int, length: int, steps: int) -> list[Cell | None]:
     """Stand at `start`, be one cell further at each step from `first` on, `length` times, then stand still."""
     dx, dy = DIRECTIONS[direction]
-    return [(start[0] + dx * min(max(k - first + 1, 0), length), start[1] + dy * min(max(k - first + 1, 0), length)) for k in range(steps)]
+    return [
+        (start[0] + dx * min(max(k - first + 1, 0), length), start[1] + dy * min(max(k - first + 1, 0), length))
+        for k in range(steps)
+    ]
 
 
-def _bounce(rng: np.random.Generator, steps: int, mover: int, target: int, colours: list[str], grid: Grid) -> dict[int, Thing]:
+def _bounce(
+    rng: np.random.Generator, steps: int, mover: int, target: int, colours: list[str], grid: Grid
+) -> dict[int, Thing]:
     """`mover` goes towards `target` across the grid, touches it at the event step and goes back."""
     direction = str(rng.choice([name for name, (dx, dy) in DIRECTIONS.items() if grid[0 if dx else 1] == 3]))
     dx, dy = DIRECTIONS[direction]

@@ -32,7 +32,9 @@ def split_of(signature: str) -> str:
     raise AssertionError("shares sum to 100")
 
 
-def draw(split: str, seed: int, kind: str, make: Callable[[np.random.Generator], T]) -> Iterator[tuple[T, np.random.Generator]]:
+def draw(
+    split: str, seed: int, kind: str, make: Callable[[np.random.Generator], T]
+) -> Iterator[tuple[T, np.random.Generator]]:
     """Different items of a split without end, each with a private generator for what else is random about it."""
     seen: set[str] = set()
     attempt = 0

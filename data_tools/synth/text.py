@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,9 @@ def draw_problem(rng: np.random.Generator) -> Problem:
     return FAMILIES[names[int(rng.integers(len(names)))]](rng)
 
 
-def text_sample(problem: Problem, rng: np.random.Generator, *, sample_id: str, wrong_share: float, letter_share: float) -> Sample:
+def text_sample(
+    problem: Problem, rng: np.random.Generator, *, sample_id: str, wrong_share: float, letter_share: float
+) -> Sample:
     """One sample; its trace's steps are right, its conclusion is wrong in `wrong_share` of the cases."""
     concluded = problem.wrong[int(rng.integers(len(problem.wrong)))] if rng.random() < wrong_share else problem.truth
     options: tuple[str, ...] = ()
@@ -104,13 +107,15 @@ def _larger(rng: np.random.Generator) -> Problem:
     work = " ;".join(f" {n} {a} + {b} = {a + b}" for n, (a, b) in zip(chosen, pairs, strict=True))
     winner = 0 if sums[0] > sums[1] else 1
     wrong = (chosen[1 - winner],)
-    return Problem("larger", held, f"{held} Who has more ?", "word", f"compute{work}", chosen[winner], wrong, tuple(chosen))
+    return Problem(
+        "larger", held, f"{held} Who has more ?", "word", f"compute{work}", chosen[winner], wrong, tuple(chosen)
+    )
 
 
 def _chain(rng: np.random.Generator) -> tuple[list[str], str]:
     """Names from tall to short, and the shuffled facts that say so."""
     order = rng.choice(NAMES, size=int(rng.integers(3, 5)), replace=False).tolist()
-    facts = [f"{a} is taller than {b} ." for a, b in zip(order, order[1:], strict=False)]
+    facts = [f"{a} is taller than {b} ." for a, b in itertools.pairwise(order)]
     rng.shuffle(facts)
     return order, " ".join(facts)
 

@@ -1,9 +1,9 @@
 """Short grounded reasoning traces.
 
-    red square,blue circle 0s a1 c2 1s a1 c2 2s b1 c2<obj>red square</obj><box>[0.35,0.05,0.65,0.35]</box>at<t>2.0</t>s so right
+    0s red a1 blue c2 1s red a1 blue c2 2s red b1 blue c2<obj>red square</obj><box>[0.35,0.05,0.65,0.35]</box>at<t>2.0</t>s so right
 
-First what is seen: the objects, then each second their cells in the same order (`-`: not to be seen; a colour after a
-cell: the object's new colour from then on). Then one sighting, then the conclusion.
+First what is seen: each second the colour and the cell of every visible object. Then one sighting, then the conclusion.
+The colour stands right before its cell, so that a model finds each cell by looking for the colour it has just written.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from visd.types import XYXY, Window
 
 def listing(scene: Scene) -> str:
     """What is seen, second by second."""
-    parts = [",".join(t.name for t in scene.things)]
+    parts = []
     for step in range(scene.steps):
         parts.append(f"{step}s")
-        for thing in scene.things:
-            parts.append(cell_name(thing.cells[step]))
-            if thing.recoloured_at == step and thing.new_colour:
-                parts.append(thing.new_colour)
+        for thing in scene.visible(step):
+            parts += [thing.colour_at(step), cell_name(thing.cells[step])]
     return " ".join(parts)
 
 

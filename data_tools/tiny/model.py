@@ -42,14 +42,14 @@ class TinySettings:
     text_layers: int = 4
     text_width: int = 128
     text_heads: int = 4
-    text_kv_heads: int = 2
+    text_kv_heads: int = 4
     text_mlp: int = 384
     vision_layers: int = 2
     vision_width: int = 96
     vision_heads: int = 4
     vision_mlp: int = 256
     rope_theta: float = 10000.0
-    init_range: float = 0.02  # standard deviation of the initial weights
+    init_range: float = 0.06  # standard deviation of the initial weights
 
 
 def make_tiny_model(out: Path, settings: TinySettings) -> int:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from visd.parallel.storage import load_tensors, save_tensors
 from visd.parallel.zero import Zero
 from visd.teacher.weights import TeacherWeights
 
-MAX_NORM = 3.0
+MAX_NORM = 5.0
 IDS = torch.tensor([[1, 2, 3, 4]])
 TEACHER = TeacherSection(weights="ema", rate=0.3)
 
@@ -52,6 +53,10 @@ def look(backend: Backend, teacher: TeacherWeights) -> list[float]:
     with teacher.applied(backend), backend.whole_weights() as module:
         for _ in range(2 - backend.rank):
             taught = module(IDS)["logp"].flatten().tolist()
+    with torch.no_grad():  # the wrapped forward sees each swap too
+        with teacher.applied(backend):
+            assert backend.forward(IDS)["logp"].flatten().tolist() == pytest.approx(taught, abs=1e-6)
+        assert backend.forward(IDS)["logp"].flatten().tolist() == pytest.approx(seen, abs=1e-6)
     return seen + taught
 
 
@@ -80,7 +85,7 @@ def saved(backend: Backend, folder: Path) -> dict[str, Tensor]:
     """Everything a rank saves, by file and name."""
     backend.save_training_state(folder)
     backend.barrier()
-    own = {}
+    own: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         if path.stem.rpartition("_")[2] in ("weights", "optimizer", f"{backend.rank:05d}"):
             own |= {f"{path.name}/{name}": value for name, value in load_tensors(path).items()}
@@ -173,8 +178,8 @@ def check_unused(backend: Backend) -> None:
     made.setup(module, lambda p: torch.optim.SGD(p, lr=0.0), 1e9)
     loss = module["all"].sum() + (module["first"].sum() if backend.is_main else 0)
     made.backward(loss, last=True)
-    assert module["all"].grad.tolist() == [backend.world_size] * 3  # type: ignore[union-attr]
-    assert module["first"].grad.tolist() == [1.0] * 3  # type: ignore[union-attr]
+    assert module["all"].grad.tolist() == [backend.world_size] * 3
+    assert module["first"].grad.tolist() == [1.0] * 3
     assert module["none"].grad is None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +54,16 @@ def test_reference_is_clipped_and_moves(reference: tuple[list[dict[str, Any]], d
     """Otherwise the comparison would not see a wrong clip, a teacher that stands still, or losses averaged twice."""
     records, _ = reference
     norms = [record["grad_norm"] for record in records]
-    assert max(norms) > 3.0
+    assert max(norms) > 5.0 > min(norms)
     for record in records:
         teacher, student = record["displacement"]
         assert 0.1 * student < teacher < student
         assert record["logp"][:3] != pytest.approx(record["logp"][3:], abs=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["ddp", "zero3"])
+@pytest.mark.parametrize("mode", ["ddp", "zero2"])
 def test_a_rank_that_does_not_come_ends_the_others(mode: str, tmp_path: Path) -> None:
     """The first rank waits no longer than `parallel.timeout_minutes`; its exit code says that it was an error."""
     processes = start("hang_worker", [mode, str(tmp_path)], 2, tmp_path)
     assert wait(processes, 90)[0] == 7, (tmp_path / "rank_0.log").read_text()
     assert 8 < float((tmp_path / "waited").read_text()) < 30
-
-
-def test_none_refuses_several_processes(tmp_path: Path) -> None:
-    codes = wait(start("backend_worker", ["none", str(tmp_path)], 2, tmp_path), 60)
-    assert all(codes)
-    assert "choose ddp, zero2 or zero3" in (tmp_path / "rank_0.log").read_text()

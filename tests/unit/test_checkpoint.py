@@ -224,5 +224,5 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["rounds"] == 40
-    assert report["steps"] > 30  # children got on between kills
+    assert report["steps"] > 20  # children got on between kills
     assert report["left_temporary"] > 5  # and many were hit inside a write

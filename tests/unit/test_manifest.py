@@ -45,7 +45,9 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 def write(folder: Path, *lines: str | dict[str, Any]) -> Path:
     path = folder / "m.jsonl"
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), encoding="utf-8")
+    path.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), encoding="utf-8"
+    )
     return path
 
 
@@ -54,7 +56,9 @@ def test_a_record_survives_the_round_trip() -> None:
 
 
 def test_optional_fields_have_their_defaults() -> None:
-    short = {k: RECORD[k] for k in ("id", "source", "family", "media", "messages")} | {"answer": {"type": "word", "value": "red"}}
+    short = {k: RECORD[k] for k in ("id", "source", "family", "media", "messages")} | {
+        "answer": {"type": "word", "value": "red"}
+    }
     sample = sample_from_record(short, "m:1")
     assert sample_from_record(sample_to_record(sample), "m:1") == sample
     assert sample.rationale is None and sample.evidence.windows == () and sample.reward["name"] == "rules"
@@ -85,7 +89,12 @@ WRONG = [
     ("answer.value", "b", "answer.value", "capital"),
     ("answer.options", [], "answer.options", "2 to 26"),
     ("answer.tolerance", 0.5, "answer.tolerance", "'number'"),
-    ("answer", {"type": "word", "value": "red", "options": ["red", "blue"]}, "answer.options", "only answers of type 'letter'"),
+    (
+        "answer",
+        {"type": "word", "value": "red", "options": ["red", "blue"]},
+        "answer.options",
+        "only answers of type 'letter'",
+    ),
     ("answer", {"type": "number", "value": "3"}, "answer.value", "number"),
     ("answer", {"type": "number", "value": True}, "answer.value", "number"),
     ("answer", {"type": "window", "value": [3.0, 2.0]}, "answer.value", "no window"),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import pytest
 
 from tests.unit.reward_data import IMAGE, RED, proof, sample
-from visd.config import ConfigError, TeacherSection
+from visd.config import ConfigError, PromptSection, TeacherSection
 from visd.judge.feedback import TEMPLATES as JUDGE_TEMPLATES
+from visd.media.processor import PromptProcessor
 from visd.teacher.view import HEADER, LABELS, all_template_texts, render, teacher_prompt, verified
-from visd.types import Answer, Evidence, PrivilegedContext
+from visd.types import Answer, Evidence, Message, PrivilegedContext
 
 PUBLISHED = TeacherSection().context
 FULL = PrivilegedContext(
@@ -99,19 +99,11 @@ def test_all_fixed_texts_are_listed() -> None:
     assert all(text == text.strip() and text for text in texts)
 
 
-@dataclass
-class Recorder:
-    """Stands for a processor, which needs a model's folder."""
-
-    calls: list[tuple[Any, str]] = field(default_factory=list)
-
-    def insert_text(self, prompt: Any, text: str) -> str:
-        self.calls.append((prompt, text))
-        return "longer prompt"
-
-
-def test_the_text_goes_where_the_processor_puts_it() -> None:
-    recorder = Recorder()
-    made: Any = teacher_prompt(recorder, "prompt", "text")  # type: ignore[arg-type]
-    assert made == "longer prompt"
-    assert recorder.calls == [("prompt", "text")]
+def test_the_text_ends_the_users_turn(tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
+    processor = PromptProcessor.load(str(tiny_qwen2_5_vl), PromptSection(), tmp_path, 16)
+    prompt = processor.process("s1", [Message("user", "Which way?")], [])
+    text = render(verified(sample(Answer("word", "right"), proof()), "The answer is wrong."), PUBLISHED, 1000)
+    seen = teacher_prompt(processor, prompt, text)
+    assert seen.text == prompt.text.replace("Which way?", f"Which way?{text}")
+    assert seen.input_ids[: prompt.suffix_start].tolist() == prompt.input_ids[: prompt.suffix_start].tolist()
+    assert processor.tokenizer.decode(seen.input_ids[prompt.suffix_start : seen.suffix_start]) == text

@@ -61,7 +61,9 @@ def test_a_video_goes_through_processor_and_model(folder: Path) -> None:
     side = processor.video_processor.patch_size * 4
     video = torch.randint(0, 255, (8, 3, side, side), dtype=torch.uint8)
     metadata = [{"fps": 2.0, "duration": 4.0, "total_num_frames": 8, "frames_indices": list(range(8))}]
-    inputs = processor(text=[text], videos=[video], video_metadata=metadata, do_sample_frames=False, return_tensors="pt")
+    inputs = processor(
+        text=[text], videos=[video], video_metadata=metadata, do_sample_frames=False, return_tensors="pt"
+    )
     assert inputs["video_grid_thw"].tolist() == [[4, 4, 4]]
     assert int((inputs["input_ids"] == processor.video_token_id).sum()) == 16
     logits = model(**inputs).logits
@@ -121,7 +123,9 @@ _CACHE: list = []  # type: ignore[type-arg]
 def test_the_seed_decides_the_weights(tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "same", TinySettings())
     make_tiny_model(tmp_path / "other", TinySettings(seed=1))
-    read = [(path / "model.safetensors").read_bytes() for path in (tiny_qwen2_5_vl, tmp_path / "same", tmp_path / "other")]
+    read = [
+        (path / "model.safetensors").read_bytes() for path in (tiny_qwen2_5_vl, tmp_path / "same", tmp_path / "other")
+    ]
     assert read[0] == read[1] != read[2]
 
 

@@ -50,7 +50,9 @@ def as_object(value: Any, place: Place, required: Iterable[str], optional: Itera
     known = (*required, *optional)
     for name in value:
         if name not in known:
-            raise place.at(name).error(f"is not a known field; remove it or put it under 'meta' (known: {', '.join(known)})")
+            raise place.at(name).error(
+                f"is not a known field; remove it or put it under 'meta' (known: {', '.join(known)})"
+            )
     for name in required:
         if name not in value:
             raise place.at(name).error("is missing; add it")
@@ -118,5 +120,7 @@ def as_box(value: Any, place: Place) -> tuple[float, float, float, float]:
         raise place.error(f"must hold x1, y1, x2, y2, got {len(corners)} values")
     x1, y1, x2, y2 = (as_number(v, place.at(i)) for i, v in enumerate(corners))
     if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
-        raise place.error(f"[{x1}, {y1}, {x2}, {y2}] is no box in 0-1; divide pixels by the frame's width and height, x1 < x2, y1 < y2")
+        raise place.error(
+            f"[{x1}, {y1}, {x2}, {y2}] is no box in 0-1; divide pixels by the frame's width and height, x1 < x2, y1 < y2"
+        )
     return x1, y1, x2, y2

@@ -63,12 +63,17 @@ def load_manifest(path: Path, root: Path) -> list[Sample]:
         sample = sample_from_record(_parse(line, where), where)
         place = Place(where, sample.id)
         if sample.id in first_line:
-            raise place.at("id").error(f"is already used in line {first_line[sample.id]}; ids must be unique in a manifest")
+            raise place.at("id").error(
+                f"is already used in line {first_line[sample.id]}; ids must be unique in a manifest"
+            )
         first_line[sample.id] = number
         for index, item in enumerate(sample.media):
             if not Path(os.path.realpath(base / item.path)).is_relative_to(base):
-                raise place.at("media").at(index).at("path").error(
-                    f"{item.path!r} leads outside the data root {str(root)!r}; move the file below the root"
+                raise (
+                    place.at("media")
+                    .at(index)
+                    .at("path")
+                    .error(f"{item.path!r} leads outside the data root {str(root)!r}; move the file below the root")
                 )
         samples.append(sample)
     if not samples:
@@ -167,7 +172,9 @@ def _lines(path: Path) -> list[tuple[int, str]]:
         try:
             line = chunk.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise ManifestError(f"{path}:{number}: is not UTF-8 ({error.reason}); save the manifest as UTF-8") from error
+            raise ManifestError(
+                f"{path}:{number}: is not UTF-8 ({error.reason}); save the manifest as UTF-8"
+            ) from error
         if line.strip():
             lines.append((number, line))
     return lines
@@ -184,7 +191,9 @@ def _parse(line: str, where: str) -> Any:
     try:
         return json.loads(line, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise ManifestError(f"{where}: is not JSON ({error.msg} at column {error.colno}); write one object a line") from error
+        raise ManifestError(
+            f"{where}: is not JSON ({error.msg} at column {error.colno}); write one object a line"
+        ) from error
 
 
 def _media(value: Any, place: Place) -> Media:
@@ -240,7 +249,9 @@ def _messages(value: Any, media: tuple[Media, ...], place: Place) -> tuple[Messa
     for kind in ("video", "image"):
         placeholders, items = text.count(f"<{kind}>"), sum(m.kind == kind for m in media)
         if placeholders != items:
-            raise place.error(f"holds {placeholders} <{kind}> placeholders for {items} {kind}s in media; write one for each")
+            raise place.error(
+                f"holds {placeholders} <{kind}> placeholders for {items} {kind}s in media; write one for each"
+            )
     return tuple(messages)
 
 
@@ -273,7 +284,9 @@ def _value(kind: AnswerType, value: Any, options: tuple[str, ...], place: Place)
         return as_box(value, place)
     text = as_text(value, place)
     if kind == "letter" and text not in LETTERS[: len(options)]:
-        raise place.error(f"{text!r} is not among the options {', '.join(LETTERS[: len(options)])}; give one capital letter")
+        raise place.error(
+            f"{text!r} is not among the options {', '.join(LETTERS[: len(options)])}; give one capital letter"
+        )
     return text
 
 
@@ -291,7 +304,9 @@ def _evidence(value: Any, clip: _Clip, place: Place) -> Evidence:
     for index, item in enumerate(as_list(fields.get("boxes", []), place.at("boxes"))):
         here = place.at("boxes").at(index)
         box = as_object(item, here, ("t", "name", "xyxy"))
-        boxes.append(Box(_time(box, clip, here), as_text(box["name"], here.at("name")), as_box(box["xyxy"], here.at("xyxy"))))
+        boxes.append(
+            Box(_time(box, clip, here), as_text(box["name"], here.at("name")), as_box(box["xyxy"], here.at("xyxy")))
+        )
     return Evidence(tuple(windows), tuple(frames), tuple(boxes))
 
 
@@ -303,4 +318,7 @@ def _time(fields: Mapping[str, Any], clip: _Clip, place: Place) -> float:
 
 def _reward(value: Any, place: Place) -> dict[str, Any]:
     fields = as_object(value, place, ("name",), ("args",))
-    return {"name": as_text(fields["name"], place.at("name")), "args": dict(as_free_object(fields.get("args", {}), place.at("args")))}
+    return {
+        "name": as_text(fields["name"], place.at("name")),
+        "args": dict(as_free_object(fields.get("args", {}), place.at("args"))),
+    }

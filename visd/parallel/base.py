@@ -72,7 +72,8 @@ class Backend(ABC):
     def local_shards(self) -> dict[str, Tensor]:
         """Trainable parameters by name as this rank stores them; writing to a tensor in place changes the model.
 
-        Never call inside `whole_weights`.
+        Never call inside `whole_weights`, nor between a forward and its backward. Call again for each round of writes:
+        the call also drops whole copies that an earlier forward left.
         """
 
     @abstractmethod

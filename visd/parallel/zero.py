@@ -79,7 +79,7 @@ class Zero(Distributed):
             if not self.sharded:
                 yield self.module
                 return
-            self.engine.optimizer.empty_partition_cache()
+            self._release()
             with (
                 self._deepspeed.zero.GatheredParameters(list(self.module.parameters())),
                 without_hooks(self.engine.optimizer.parameter_offload),
@@ -87,6 +87,7 @@ class Zero(Distributed):
                 yield self.module
 
     def local_shards(self) -> dict[str, Tensor]:
+        self._release()
         return {name: self._local(p) for name, p in self.module.named_parameters() if p.requires_grad}
 
     def full_state(self) -> dict[str, Tensor]:
@@ -101,8 +102,7 @@ class Zero(Distributed):
     def load_full_state(self, state: dict[str, Tensor]) -> None:
         own = saved_tensors(self.module)
         storage.check_names(own, state)
-        if self.sharded:
-            self.engine.optimizer.empty_partition_cache()
+        self._release()
         for name, value in own.items():
             if hasattr(value, "ds_tensor"):
                 shard = own_part(value, self.rank)
@@ -136,8 +136,7 @@ class Zero(Distributed):
         weights = storage.load_tensors(folder / self._weights_file())
         own = saved_tensors(self.module)
         storage.check_names(own, weights)
-        if self.sharded:
-            self.engine.optimizer.empty_partition_cache()
+        self._release()
         for name, value in own.items():
             self._local(value).copy_(weights[name])
         self._load_optimizer_state(storage.load_tensors(folder / f"optimizer_{self.rank:05d}.safetensors"))
@@ -146,6 +145,11 @@ class Zero(Distributed):
         if self.engine is not None:
             self.engine.destroy()
         super().close()
+
+    def _release(self) -> None:
+        """Drop whole parameters that are still gathered, so that the next forward gathers what the shards hold."""
+        if self.sharded:
+            self.engine.optimizer.empty_partition_cache()
 
     def _engine(self) -> Any:
         if self.engine is None:
@@ -204,15 +208,14 @@ def engine_config(section: ParallelSection, bf16: bool, max_grad_norm: float, de
     zero: dict[str, Any] = {
         "stage": int(section.mode.removeprefix("zero")),
         "overlap_comm": device.type == "cuda",
-        # A persistent parameter stays gathered, so that what is written to its shard would not be seen.
+        # No parameter, however small, stays gathered: what the shards hold is what the next forward computes with.
         "stage3_param_persistence_threshold": 0,
     }
     if section.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
     return {
         "train_micro_batch_size_per_gpu": 1,
-        # Only with more than one does an offloading optimiser add up micro-batches on the CPU.
-        "gradient_accumulation_steps": 2,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

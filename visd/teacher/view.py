@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 from visd.config import ConfigError
 from visd.data.targets import answer_text, time_text
 from visd.judge.feedback import TEMPLATES as JUDGE_TEMPLATES
-from visd.types import PrivilegedContext, Prompt, Sample, Window
+from visd.types import Answer, PrivilegedContext, Prompt, Sample, Window
 
 if TYPE_CHECKING:
     from visd.media.processor import PromptProcessor
@@ -88,8 +88,7 @@ def _answer(context: PrivilegedContext, _: int) -> list[str]:
 def _window(context: PrivilegedContext, _: int) -> list[str]:
     if context.window is None:
         return []
-    start, end = (f"<t>{time_text(t)}</t>s" for t in context.window)
-    return _line("window", f"From {start} to {end}")
+    return _line("window", answer_text(Answer("window", context.window)))
 
 
 def _key_times(context: PrivilegedContext, _: int) -> list[str]:

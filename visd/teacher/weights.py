@@ -74,7 +74,7 @@ class TeacherWeights:
         try:
             yield
         finally:
-            copy_all(student, shards)
+            copy_all(student, backend.local_shards())
 
     @torch.no_grad()
     def displacement(self, backend: Backend) -> tuple[float, float]:

@@ -21,7 +21,9 @@ from visd.observe.timing import PhaseTimer
 from visd.observe.tracker import Tracker
 from visd.parallel import Backend, launch
 from visd.policy.policy import Policy, compute_dtype
+from visd.reward.combine import check_section
 from visd.rollout.base import RolloutEngine, Sampling
+from visd.teacher.view import check_blocks
 from visd.teacher.weights import TeacherWeights
 from visd.train.optimizer import adamw
 from visd.types import DroppedSample, Prompt, Sample, VisdError
@@ -136,6 +138,8 @@ def set_up(config: RunConfig) -> Run:
             f"train.prompts_per_step: {config.train.prompts_per_step} does not divide among "
             f"{backend.world_size} processes."
         )
+    check_section(config.reward)
+    check_blocks([*config.teacher.context, *config.sft.context])
     samples = load_samples(config, "train")
     method: Method = build(config.method, "method")
     judge: Judge | None = build(config.judge, "judge") if config.judge.get("_target_") else None

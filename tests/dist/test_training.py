@@ -1,0 +1,98 @@
+"""The whole training script in two processes: the same loss as in one, and no hang where only one rank has video."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 240  # s; a hang fails the test instead of the suite
+COMMON = (
+    "experiment=demo", "train.prompts_per_step=4", "train.threads=1", "tracking.table_every=0",
+    "tracking.progress=false", "rollout.n=2", "rollout.max_new_tokens=8", "train.steps=2", "checkpoint.every=1",
+    "checkpoint.keep=0",
+)  # fmt: skip
+
+
+def start(launcher: list[str], *overrides: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment |= {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*launcher, "scripts/train.py", *COMMON, *overrides],
+        cwd=ROOT, env=environment, timeout=LIMIT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def launcher(mode: str, port: int) -> list[str]:
+    """One process, torchrun, or what users of DeepSpeed type."""
+    if mode == "none":
+        return [sys.executable]
+    if mode == "zero3":
+        deepspeed = Path(sys.executable).with_name("deepspeed")
+        return [sys.executable, str(deepspeed), "--num_accelerators", "2", "--master_port", str(port)]
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def mixed(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root whose manifests alternate so that in a step of four one rank gets text and the other video."""
+    root = tmp_path_factory.mktemp("mixed")
+    shutil.copytree(small_world / "videos", root / "videos")
+    for kind in ("sft_train", "train"):
+        video = (small_world / f"{kind}.jsonl").read_text().splitlines()
+        text = (small_world / f"text_{kind}.jsonl").read_text().splitlines()
+        (root / f"{kind}.jsonl").write_text("\n".join([*video[:2], *text[:2]]) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def single(mixed: Path, tiny_qwen2_5_vl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The supervised run in one process that the others are compared with."""
+    out = tmp_path_factory.mktemp("single")
+    start(launcher("none", 0), *sft(mixed, tiny_qwen2_5_vl, out))
+    return out
+
+
+def sft(root: Path, model: Path, out: Path) -> list[str]:
+    """A trained tower, so that ranks without media must keep it in the graph."""
+    return [
+        "stage=sft", "method=grpo", f"data.root={root}", "data.train=[sft_train.jsonl]", f"model.path={model}",
+        f"run.dir={out}", "model.freeze=[]", "optim.lr=1e-3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "port"), [("ddp", 29611), ("zero2", 29612), ("zero3", 29613)])
+def test_two_processes_agree_with_one_and_mixed_media_do_not_hang(
+    mode: str, port: int, mixed: Path, single: Path, tiny_qwen2_5_vl: Path, tmp_path: Path
+) -> None:
+    trained = tmp_path / "sft"
+    start(launcher(mode, port), *sft(mixed, tiny_qwen2_5_vl, trained), f"parallel={mode}")
+    for one, two in zip(records(single), records(trained), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=2e-5)
+        assert two["optim/grad_norm"] == pytest.approx(one["optim/grad_norm"], rel=1e-3)
+
+    rl = [
+        f"data.root={mixed}",
+        "data.train=[train.jsonl]",
+        f"model.path={trained / 'model'}",
+        f"run.dir={tmp_path / 'rl'}",
+    ]
+    start(launcher(mode, port + 10), *rl, f"parallel={mode}", "method=visd", "train.stop_after=1")
+    start(launcher(mode, port + 20), *rl, f"parallel={mode}", "method=visd")
+    assert [r["step"] for r in records(tmp_path / "rl")] == [1, 2]
+    dumped = sorted((tmp_path / "rl" / "rollouts").glob("*.jsonl"))
+    assert [len(path.read_text().splitlines()) for path in dumped] == [8, 8]
