@@ -26,14 +26,18 @@ class ConfigError(VisdError):
 class RunSection:
     dir: str = "outputs/run"  # folder of everything the run writes
     seed: int = 0  # decides data order, sampled tokens and initial weights made here
-    resume: str = "auto"  # auto: newest checkpoint in run.dir if any; never: refuse a folder with steps; or a checkpoint's path
+    resume: str = (
+        "auto"  # auto: newest checkpoint in run.dir if any; never: refuse a folder with steps; or a checkpoint's path
+    )
 
 
 @dataclass
 class CheckpointSection:
     every: int = 50  # optimiser steps between checkpoints; 0 keeps only the final one
     keep: int = 2  # newest checkpoints kept; 0 keeps all
-    export: str = "final"  # Hugging Face folder: final writes run.dir/model at the end, all also checkpoints/*/model, never none
+    export: str = (
+        "final"  # Hugging Face folder: final writes run.dir/model at the end, all also checkpoints/*/model, never none
+    )
 
 
 @dataclass
@@ -51,7 +55,9 @@ class ModelSection:
     path: str = "???"  # Hugging Face folder or hub id
     dtype: str = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU; or float32, bfloat16
     attention: str = "sdpa"  # transformers' attention implementation: sdpa, eager, flash_attention_2
-    freeze: list[str] = field(default_factory=lambda: ["vision"])  # any of vision (the whole tower), encoder (the tower without its projector), projector, language
+    freeze: list[str] = field(
+        default_factory=lambda: ["vision"]
+    )  # any of vision (the whole tower), encoder (the tower without its projector), projector, language
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
 
 
@@ -81,7 +87,9 @@ class PromptSection:
     system: str = ""  # system message; empty sends none
     instruction: bool = True  # add the instruction for the answer's type to the question
     max_tokens: int = 16384  # a longer prompt is dropped and counted
-    position_rule: str = "vllm"  # Qwen2.5-VL after a video: vllm continues from the largest position + 1, transformers as its 5.19
+    position_rule: str = (
+        "vllm"  # Qwen2.5-VL after a video: vllm continues from the largest position + 1, transformers as its 5.19
+    )
     video: VideoSection = field(default_factory=VideoSection)
 
 
@@ -93,12 +101,16 @@ class RolloutSection:
     top_k: int = 0  # most probable tokens to sample from; 0 takes all
     max_new_tokens: int = 768  # an answer of this length without an end is cut and counted as truncated
     batch_prompts: int = 0  # prompts generated together on a rank; 0 takes all of the step
-    engine: dict[str, Any] = field(default_factory=lambda: {"_target_": "visd.rollout.transformers_engine.TransformersEngine"})  # who samples
+    engine: dict[str, Any] = field(
+        default_factory=lambda: {"_target_": "visd.rollout.transformers_engine.TransformersEngine"}
+    )  # who samples
 
 
 @dataclass
 class RewardSection:
-    weights: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.2})  # part to weight; parts not named are logged with weight 0
+    weights: dict[str, float] = field(
+        default_factory=lambda: {"accuracy": 1.0, "format": 0.2}
+    )  # part to weight; parts not named are logged with weight 0
     number_tolerance: float = 0.0  # absolute tolerance for numbers, where a sample has none of its own
     gate_seconds: float = 1.0  # symmetric time gate between a spatial claim and a gold key frame
     spatial_match: str = "soft"  # object names: soft (equal, contained, shared word) or exact
@@ -115,7 +127,9 @@ class TeacherSection:
     rate: float = 0.05  # ema: theta_T <- (1 - rate) theta_T + rate theta_S after each optimiser step
     snapshot_every: int = 10  # snapshot: steps between copies
     ema_dtype: str = "float32"  # dtype of the average; bfloat16 reproduces the published, nearly frozen teacher
-    context: list[str] = field(default_factory=lambda: ["answer", "window", "key_times", "feedback"])  # blocks of the privileged text, in this order
+    context: list[str] = field(
+        default_factory=lambda: ["answer", "window", "key_times", "feedback"]
+    )  # blocks of the privileged text, in this order
     max_feedback_chars: int = 1000  # feedback is cut here
 
 
@@ -147,7 +161,9 @@ class OptimSection:
 @dataclass
 class SftSection:
     privileged_share: float = 0.3  # share of prompts that carry a privileged block, so that the model learns to use one
-    context: list[str] = field(default_factory=lambda: ["answer", "window", "key_times", "feedback"])  # blocks that may appear in it
+    context: list[str] = field(
+        default_factory=lambda: ["answer", "window", "key_times", "feedback"]
+    )  # blocks that may appear in it
 
 
 @dataclass
@@ -180,7 +196,9 @@ class RunConfig:
     prompt: PromptSection = field(default_factory=PromptSection)
     rollout: RolloutSection = field(default_factory=RolloutSection)
     reward: RewardSection = field(default_factory=RewardSection)
-    judge: dict[str, Any] = field(default_factory=lambda: {"_target_": "visd.judge.rule.RuleJudge"})  # who reports on rollouts
+    judge: dict[str, Any] = field(
+        default_factory=lambda: {"_target_": "visd.judge.rule.RuleJudge"}
+    )  # who reports on rollouts
     teacher: TeacherSection = field(default_factory=TeacherSection)
     method: dict[str, Any] = field(default_factory=lambda: {"_target_": "visd.methods.grpo.GRPO"})  # the algorithm
     objective: ObjectiveSection = field(default_factory=ObjectiveSection)

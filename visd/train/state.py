@@ -6,10 +6,10 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from visd.config import ConfigError
@@ -33,7 +33,7 @@ def save_checkpoint(run: Run) -> Path:
     """Write the state after `run.step` steps. All ranks call it."""
     writers: dict[str, Writer] = {"backend": run.backend.save_training_state}
     for name, weights in teachers(run).items():
-        writers[name] = tensor_writer(run, weights)
+        writers[name] = partial(weights.save, run.backend)
     if run.config.checkpoint.export == "all":
         state = run.backend.full_state()
         writers["model"] = lambda folder: write_model(run, state, folder)
@@ -77,7 +77,7 @@ def restore(run: Run, store: CheckpointStore, path: Path) -> None:
     state = store.load(path, identity(run))
     run.backend.load_training_state(path / "backend")
     for name, weights in teachers(run).items():
-        weights.load_state_dict(load_file(path / name / tensor_file(run)))
+        weights.load(run.backend, path / name)
     run.method.load_state_dict(state.method)
     run.step, run.policy_version = state.step, state.policy_version
     run.drops.by_id.update(state.extra["drops"][run.backend.rank])
@@ -87,20 +87,6 @@ def teachers(run: Run) -> dict[str, TeacherWeights]:
     """Weights besides the student's, by the folder they are saved in."""
     named = {"teacher": run.teacher, "reference": run.reference}
     return {name: weights for name, weights in named.items() if weights is not None}
-
-
-def tensor_file(run: Run) -> str:
-    return f"rank_{run.backend.rank:05d}.safetensors"
-
-
-def tensor_writer(run: Run, weights: TeacherWeights) -> Writer:
-    def write(folder: Path) -> None:
-        tensors: Mapping[str, Tensor] = weights.state_dict()
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / tensor_file(run)
-        )
-
-    return write
 
 
 def gathered_drops(run: Run) -> list[dict[str, str]]:
