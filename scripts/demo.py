@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from eval.demo_report import conclude
 
 ROOT = Path(__file__).resolve().parent.parent
-QUESTIONS = {"train": 2000, "validation": 200, "test": 240, "sft": 8000}
+QUESTIONS = {"train": 1200, "validation": 200, "test": 240, "sft": 6000}
 CONSOLE = Console()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from data_tools.synth.scene import COLOURS, DIRECTIONS, Scene, Thing, cell_box
+from data_tools.synth.scene import CELL_PX, COLOURS, DIRECTIONS, Scene, Thing, cell_box
 from visd.types import XYXY
 
 MOVING_SHARE = 0.25
@@ -19,8 +19,8 @@ GAP = 0.05
 """Gap between objects in neighbouring cells of a side of three, as a share of the frame."""
 DARKEST = 10.0
 """Grey level of the top left corner at second 0: the same everywhere, or place and time could not be told apart from it."""
-LIGHT = 120.0
-"""How much brighter the background's red is at the right edge than at the left, and its green at the bottom than at the top."""
+LIGHT = 44.0
+"""How much brighter the background's red gets a cell to the right, and its green a cell down, whatever the frame's size."""
 DAWN = 18.0
 """How much brighter the background's blue gets a second. Together the three colours tell place and time in any patch."""
 SUPERSAMPLE = 3
@@ -87,8 +87,9 @@ def _frame(scene: Scene, t: float) -> np.ndarray:
     ys, xs = np.mgrid[0 : height * SUPERSAMPLE, 0 : width * SUPERSAMPLE]
     u, v = (xs + 0.5) / (width * SUPERSAMPLE), (ys + 0.5) / (height * SUPERSAMPLE)
     image = np.full((height, width, 3), DARKEST)
-    image[..., 0] += LIGHT * u[::SUPERSAMPLE, ::SUPERSAMPLE]
-    image[..., 1] += LIGHT * v[::SUPERSAMPLE, ::SUPERSAMPLE]
+    columns, rows = width / CELL_PX, height / CELL_PX
+    image[..., 0] += LIGHT * columns * u[::SUPERSAMPLE, ::SUPERSAMPLE]
+    image[..., 1] += LIGHT * rows * v[::SUPERSAMPLE, ::SUPERSAMPLE]
     image[..., 2] += DAWN * t
     for thing in scene.things:
         state = _state(thing, t)

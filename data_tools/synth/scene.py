@@ -30,9 +30,9 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 CELL_PX = 28
 SPANS = {2: ((0.05, 0.45), (0.55, 0.95)), 3: ((0.0, 0.3), (0.35, 0.65), (0.7, 1.0))}
 """Where an object begins and ends along a side of two or three cells, as shares of the frame."""
-SIZES = {(56, 56): 0.4, (84, 56): 0.25, (56, 84): 0.25, (84, 84): 0.1}
+SIZES = {(56, 56): 0.5, (84, 56): 0.2, (56, 84): 0.2, (84, 84): 0.1}
 """Width and height, px, and how often."""
-LENGTHS = {4: 0.5, 5: 0.25, 6: 0.15, 8: 0.1}
+LENGTHS = {4: 0.6, 5: 0.25, 6: 0.15}
 """Seconds, and how often."""
 FRAME_RATES = (4, 8, 12)
 
@@ -117,7 +117,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     steps = int(rng.choice(list(LENGTHS), p=list(LENGTHS.values())))
     size = list(SIZES)[int(rng.choice(len(SIZES), p=list(SIZES.values())))]
     grid = (size[0] // CELL_PX, size[1] // CELL_PX)
-    count = 2 if grid == (2, 2) or steps == 8 else int(rng.choice([2, 3]))
+    count = 2 if grid == (2, 2) else int(rng.choice([2, 3]))
     while True:
         things = _draw_things(rng, steps, count, grid)
         if _legal(things, steps):

@@ -60,7 +60,7 @@ def test_a_bad_video_is_a_counted_drop(
 
 
 def test_too_many_drops_stop_the_run(world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
-    sample, path = first_video(world)
+    _, path = first_video(world)
     path.write_bytes(path.read_bytes()[:200])
     config = small_config(world, tiny_qwen2_5_vl, tmp_path / "run", "train.prompts_per_step=24", "train.steps=1")
     with pytest.raises(VisdError, match=r"of 24 samples were dropped .*data\.max_dropped = 0\.01"):
