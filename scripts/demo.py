@@ -55,7 +55,7 @@ def parts(out: Path, method: str, steps: int | None) -> list[Part]:
             f"data={world / 'test.jsonl'}",
             f"root={world}",
             f"out={folder}",
-            "max_new_tokens=88",
+            "max_new_tokens=104",
         ]
 
     return [

@@ -18,7 +18,7 @@ from data_tools.synth.text import draw_problem, text_sample
 from visd.data.manifest import sample_to_record
 from visd.types import Sample, VisdError
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same settings give other bytes."""
 
 

@@ -91,7 +91,7 @@ def test_killed_at_any_moment_it_goes_on_as_if_it_had_not_been(
         f"run.dir={killed}", "train.steps=4", "train.prompts_per_step=2", "rollout.n=4", "train.threads=1",
         "tracking.table_every=0", "tracking.progress=false", "checkpoint.every=1", "checkpoint.keep=0",
         "tracking.dump_every=1", "reward.weights={accuracy: 1.0, format: 1.0}",
-        "data.train=[text_train.jsonl,train.jsonl]", *overrides,
+        "data.train=[text_train.jsonl,train.jsonl]", "optim.lr=1e-4", *overrides,
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
