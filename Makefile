@@ -29,8 +29,8 @@ test-gpu: env ## Run the tests that need a CUDA device
 	@$(PY) -m pytest -m gpu
 
 lint: env ## Check style, formatting and types
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check --no-cache .
+	@$(BIN)/ruff format --no-cache --check .
 	@$(BIN)/mypy $(CHECKED)
 
 format: env ## Repair style and formatting where that can be done by a machine

@@ -6,10 +6,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from visd.reward.combine import score
-
 from eval.results import Attempt, EvalResult, QuestionResult, summarise
 from visd.config import RewardSection
+from visd.reward.combine import score
 from visd.rollout.base import RolloutEngine, Sampling
 from visd.seeding import derive_seed
 from visd.types import DroppedSample, Prompt, Question, Rollout, Sample
