@@ -22,6 +22,7 @@ from visd.observe.plots import Curve, Series, smooth
 from visd.observe.records import RolloutRecord, read_dump
 from visd.observe.report import FrameView, GroupView, HeadlineRow, MarkedBox, Report, RolloutView, write_report
 from visd.reward.parse import parse_box, parse_response, parse_window
+from visd.reward.rules import box_iou
 from visd.types import XYXY, Media, VisdError
 
 SMOOTHING = 5
@@ -171,14 +172,6 @@ def _claimed(name: str, xyxy: XYXY, t: float, gold: Sequence[MarkedBox]) -> Mark
     same = [box for box in gold if box.name == name or name == "answer"]
     nearest = min(same, key=lambda box: abs(box.t - t), default=None)
     return MarkedBox(name, xyxy, t, gold=False, iou=None if nearest is None else box_iou(xyxy, nearest.xyxy))
-
-
-def box_iou(a: XYXY, b: XYXY) -> float:
-    """Intersection over union of two boxes x1, y1, x2, y2."""
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
-    return width * height / union if union > 0 else 0.0
 
 
 def media_frames(record: RolloutRecord, video: VideoSection, root: Path, most: int) -> list[FrameView]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from eval.report import box_iou, build_report, headline, media_frames, rollout_view, run_curves
+from eval.report import build_report, headline, media_frames, rollout_view, run_curves
 from eval.results import Attempt, QuestionResult, to_line
 from tests.unit.observe_data import make_group
 from visd.config import RunConfig, VideoSection
@@ -16,6 +16,7 @@ from visd.media.video import decode
 from visd.observe.records import RolloutRecord, rollout_records
 from visd.observe.records import to_line as record_line
 from visd.observe.report import MarkedBox
+from visd.reward.rules import box_iou
 from visd.types import Answer, Media, Sample, VisdError
 
 TEXT = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -119,14 +119,10 @@ def _without_last(inputs: ForwardInputs) -> ForwardInputs:
     def cut(tensor: Tensor) -> Tensor:
         return tensor[..., :-1]
 
-    return ForwardInputs(
+    return replace(
+        inputs,
         input_ids=cut(inputs.input_ids),
         attention_mask=cut(inputs.attention_mask),
         mm_token_type_ids=cut(inputs.mm_token_type_ids),
         position_ids=cut(inputs.position_ids),
-        response_index=inputs.response_index,
-        response_ids=inputs.response_ids,
-        response_mask=inputs.response_mask,
-        features=inputs.features,
-        media=inputs.media,
     )

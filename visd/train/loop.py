@@ -16,7 +16,7 @@ from visd.reward.combine import score
 from visd.seeding import derive_seed
 from visd.train.record import record_step
 from visd.train.run import Run
-from visd.train.state import save_checkpoint
+from visd.train.state import save_if_due
 from visd.train.teach import reference_scores, teacher_scores
 from visd.train.update import update_policy
 from visd.types import Prompt, RolloutGroup, Sample
@@ -24,12 +24,10 @@ from visd.types import Prompt, RolloutGroup, Sample
 
 def train(run: Run) -> None:
     """Run the remaining steps, then write the final checkpoint."""
-    config = run.config
     last = last_step(run)
     while run.step < last:
         step = run.step
-        with run.timer.phase("prompts"):
-            pairs = run.prompts(run.sampler.local(step, run.backend.rank, run.backend.world_size))
+        pairs = run.step_prompts(step)
         with run.timer.phase("rollout"):
             groups = sample_rollouts(run, pairs, step)
         with run.timer.phase("reward"):
@@ -51,9 +49,7 @@ def train(run: Run) -> None:
         run.policy.forget_features()
         run.step += 1
         record_step(run, groups, update)
-        every = config.checkpoint.every
-        if run.step == last or (every and run.step % every == 0):
-            save_checkpoint(run)
+        save_if_due(run, last)
 
 
 def last_step(run: Run) -> int:

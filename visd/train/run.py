@@ -91,6 +91,11 @@ class Run:
         r = self.config.rollout
         return Sampling(r.n, r.temperature, r.top_p, r.top_k, r.max_new_tokens)
 
+    def step_prompts(self, step: int) -> list[tuple[Sample, Prompt]]:
+        """This rank's samples of a step, with their prompts."""
+        with self.timer.phase("prompts"):
+            return self.prompts(self.sampler.local(step, self.backend.rank, self.backend.world_size))
+
     def prompts(self, samples: Sequence[Sample]) -> list[tuple[Sample, Prompt]]:
         """Samples with their prompts; one that cannot be used is counted and left out."""
         pairs = []

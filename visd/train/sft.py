@@ -15,13 +15,12 @@ from visd.policy.batch import Row
 from visd.seeding import generator
 from visd.teacher.view import render, teacher_prompt, verified
 from visd.train.loop import last_step
-from visd.train.optimizer import learning_rate
 from visd.train.plan import micro_batches
 from visd.train.record import common_metrics
 from visd.train.run import Run
-from visd.train.state import save_checkpoint
-from visd.train.update import idle_step, max_over_ranks
-from visd.types import JudgeReport, Prompt, Rollout, RolloutGroup, Sample, ScoreNeeds, VisdError
+from visd.train.state import save_if_due
+from visd.train.update import check_finite, idle_step, max_over_ranks, optimizer_step
+from visd.types import JudgeReport, Prompt, Rollout, RolloutGroup, Sample, ScoreNeeds
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,10 @@ class Example:
 
 def train_sft(run: Run) -> None:
     """Run the remaining supervised steps, then write the final checkpoint."""
-    config = run.config
     last = last_step(run)
     while run.step < last:
         step = run.step
-        with run.timer.phase("prompts"):
-            pairs = run.prompts(run.sampler.local(step, run.backend.rank, run.backend.world_size))
+        pairs = run.step_prompts(step)
         with run.timer.phase("encode"):
             examples = build_examples(run, pairs, step)
         with run.timer.phase("update"):
@@ -49,9 +46,7 @@ def train_sft(run: Run) -> None:
         run.step += 1
         assert run.tracker is not None
         run.tracker.log_step(run.step, reduce(common_metrics(run, metrics), run.backend.all_gather_object))
-        every = config.checkpoint.every
-        if run.step == last or (every and run.step % every == 0):
-            save_checkpoint(run)
+        save_if_due(run, last)
 
 
 def build_examples(run: Run, pairs: Sequence[tuple[Sample, Prompt]], step: int) -> list[Example]:
@@ -98,12 +93,7 @@ def update(run: Run, examples: Sequence[Example], step: int) -> Metrics:
         else:
             idle_step(run, i == rounds - 1)
     run.policy.set_training(False)
-    lr = learning_rate(run.config.optim, step, run.config.train.steps)
-    result = run.backend.step(lr)
-    run.policy_version += int(not result.skipped)
-    metrics.max("optim/lr", lr)
-    metrics.max("optim/grad_norm", result.grad_norm)
-    metrics.max("optim/skipped", float(result.skipped))
+    run.policy_version += int(not optimizer_step(run, step, metrics))
     metrics.mean("sft/privileged_share", [float(example.privileged) for example in examples])
     return metrics
 
@@ -116,8 +106,6 @@ def micro_step(run: Run, examples: Sequence[Example], denominators: Denominators
     for b, row in enumerate(rows):
         mask[b, : len(row.response_ids)] = True
     loss = -(scores.logp * token_weights(mask, "token", denominators)).sum()
-    if not torch.isfinite(loss):
-        names = ", ".join(example.sample_id for example in examples)
-        raise VisdError(f"step {run.step + 1}: the loss is {loss.item()} in a micro-batch with samples {names}.")
+    check_finite(run, loss, [example.sample_id for example in examples])
     run.backend.backward(loss, last=last)
     metrics.sum("loss", loss.item())

@@ -49,6 +49,13 @@ def save_checkpoint(run: Run) -> Path:
     )
 
 
+def save_if_due(run: Run, last: int) -> None:
+    """Write a checkpoint every `checkpoint.every` steps and after step `last`, where this start ends."""
+    every = run.config.checkpoint.every
+    if run.step == last or (every and run.step % every == 0):
+        save_checkpoint(run)
+
+
 def resume(run: Run) -> None:
     """Go on from a checkpoint as `run.resume` says. All ranks call it.
 

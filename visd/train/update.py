@@ -52,12 +52,17 @@ def update_policy(
         else:
             idle_step(run, last)
     run.policy.set_training(False)
+    return Update(optimizer_step(run, step, metrics), metrics, traces)
+
+
+def optimizer_step(run: Run, step: int, metrics: Metrics) -> bool:
+    """Update the weights at the step's learning rate; True where gradients were not finite and nothing was updated."""
     lr = learning_rate(run.config.optim, step, run.config.train.steps)
     result = run.backend.step(lr)
     metrics.max("optim/lr", lr)
     metrics.max("optim/grad_norm", result.grad_norm)
     metrics.max("optim/skipped", float(result.skipped))
-    return Update(result.skipped, metrics, traces)
+    return result.skipped
 
 
 def count(run: Run, groups: Sequence[RolloutGroup]) -> Denominators:
@@ -118,7 +123,7 @@ def micro_step(
     for name, term in run.method.terms(batch, Scores(student, taught), step).items():
         loss = loss + term.weight * (term.value * weights * term.mask).sum()
         metrics.mean(f"term/{name}", term.value.detach()[term.mask & batch.mask].tolist())
-    check_finite(run, loss, items)
+    check_finite(run, loss, [item.group.sample.id for item in items])
     run.backend.backward(loss, last=last)
 
     metrics.update(token_metrics(batch, credit, scores.student))
@@ -127,11 +132,10 @@ def micro_step(
     return token_traces(batch, credit, scores.student)
 
 
-def check_finite(run: Run, loss: torch.Tensor, items: Sequence[Item]) -> None:
+def check_finite(run: Run, loss: torch.Tensor, sample_ids: Sequence[str]) -> None:
     """A loss that is not a number stops the run before it reaches the weights."""
     if not torch.isfinite(loss):
-        names = sorted({item.group.sample.id for item in items})
         raise VisdError(
-            f"step {run.step + 1}: the loss is {loss.item()} in a micro-batch with samples {', '.join(names)}. "
+            f"step {run.step + 1}: the loss is {loss.item()} in a micro-batch with samples {', '.join(sorted(set(sample_ids)))}. "
             "Look at these samples and at the model's weights; lower optim.lr if the run was diverging."
         )
