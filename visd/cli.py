@@ -79,8 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def start(config: RunConfig) -> int:
     """Run the stage that the configuration asks for."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # CPU threads that spin while they wait make processes that share cores several times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # The heavy imports come after the configuration has been checked, so that its errors appear at once.
     from visd.train.launch import run_stage
 

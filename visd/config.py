@@ -148,10 +148,12 @@ class ObjectiveSection:
 
 @dataclass
 class OptimSection:
+    algorithm: str = "adamw"  # adamw; or muon for the matrices and AdamW for the rest, with parallel none and ddp
     lr: float = 1e-6  # peak learning rate
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW
+    momentum: float = 0.95  # Muon
     eps: float = 1e-8  # AdamW
-    weight_decay: float = 0.0  # AdamW, on matrices only
+    weight_decay: float = 0.0  # on matrices only
     schedule: str = "constant"  # constant or cosine
     warmup_steps: int = 0  # linear warm-up
     min_lr_ratio: float = 0.0  # cosine: final learning rate over the peak
@@ -221,6 +223,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "teacher.ema_dtype": ("float32", "bfloat16"),
     "objective.old_logp": ("detached", "engine"),
     "objective.aggregation": ("token", "sequence"),
+    "optim.algorithm": ("adamw", "muon"),
     "optim.schedule": ("constant", "cosine"),
     "parallel.mode": ("none", "ddp", "zero2", "zero3"),
     "tracking.wandb": ("disabled", "offline", "online"),

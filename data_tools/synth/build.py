@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_tools.synth.render import write_video
 from data_tools.synth.samples import choose_drafts, video_sample
-from data_tools.synth.scene import draw_scene
+from data_tools.synth.scene import Scene, draw_scene
 from data_tools.synth.splits import draw
 from data_tools.synth.text import draw_problem, text_sample
 from visd.data.manifest import sample_to_record
 from visd.types import Sample, VisdError
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever the same settings give other bytes."""
+WORTH_STARTING = 100
+"""Videos that are worth the second that starting processes takes."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,13 @@ Progress = Callable[[int, int, str], None]
 """(done, total, what), called after each video or manifest."""
 
 
-def build(out: Path, settings: WorldSettings, progress: Progress = lambda done, total, what: None) -> Built:
+def build(
+    out: Path, settings: WorldSettings, progress: Progress = lambda done, total, what: None, workers: int = 1
+) -> Built:
     """Write a world, or complete one of the same settings.
+
+    Args:
+        workers: processes that write videos.
 
     Raises:
         VisdError: settings that make no world, or `out` holds a world of other settings.
@@ -69,20 +77,30 @@ def build(out: Path, settings: WorldSettings, progress: Progress = lambda done, 
     total = sum(-(-n // settings.questions_per_video) for n in counts.values())
     for split, count in counts.items():
         if settings.kind in ("video", "mixed"):
-            samples = []
-            for scene, path, found in _video_split(split, count, settings):
-                target = out / path
-                if target.exists():
-                    reused += 1
-                else:
-                    write_video(scene, target)
-                samples += found
-                videos += 1
-                progress(videos, total, f"videos of {split}")
+            entries = list(_video_split(split, count, settings))
+            missing = [(scene, out / path) for scene, path, _ in entries if not (out / path).exists()]
+            reused += len(entries) - len(missing)
+            videos += len(entries)
+            for number, _ in enumerate(_written(missing, workers), 1):
+                progress(videos - len(missing) + number, total, f"videos of {split}")
+            samples = [sample for _, _, found in entries for sample in found]
             questions[f"{split}.jsonl"] = _write(out / f"{split}.jsonl", samples)
         if settings.kind in ("text", "mixed"):
             questions[f"text_{split}.jsonl"] = _write(out / f"text_{split}.jsonl", _text_split(split, count, settings))
     return Built(videos, reused, questions)
+
+
+def _written(missing: list[tuple[Scene, Path]], workers: int) -> Iterator[None]:
+    """Write videos, in this process or in several; yields after each."""
+    if workers == 1 or len(missing) < WORTH_STARTING:
+        for scene, target in missing:
+            write_video(scene, target)
+            yield
+        return
+    # Fresh processes: this one may run threads, a progress bar's for example, which a fork would cut off.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        scenes, targets = zip(*missing, strict=True)
+        yield from pool.map(write_video, scenes, targets, chunksize=8)
 
 
 def _check(settings: WorldSettings) -> None:
@@ -114,7 +132,7 @@ def _claim(out: Path, settings: WorldSettings) -> None:
     _replace(note, json.dumps(wanted, indent=1) + "\n")
 
 
-def _video_split(split: str, count: int, settings: WorldSettings) -> Any:
+def _video_split(split: str, count: int, settings: WorldSettings) -> Iterator[tuple[Scene, str, list[Sample]]]:
     """(scene, path, samples) of each video of a split."""
     left = count
     for number, (scene, rng) in enumerate(draw(split, settings.seed, "video", draw_scene)):

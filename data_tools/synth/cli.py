@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -31,8 +32,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--letter-share", type=float, default=default.letter_share, help="share of multiple choice where possible"
     )
+    parser.add_argument(
+        "--num-workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that write videos"
+    )
     chosen = vars(parser.parse_args(arguments))
     out: Path = chosen.pop("out")
+    workers: int = chosen.pop("num_workers")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns) as bar:
@@ -41,6 +46,7 @@ def main(arguments: list[str]) -> int:
                 out,
                 WorldSettings(**chosen),
                 lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
+                workers,
             )
     except VisdError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ Each `_family` function lists every question of its family that the scene answer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from data_tools.synth.scene import COLOURS, DIRECTIONS, SHAPES, Scene, Thing
 from visd.types import XYXY, AnswerType, Window
@@ -23,25 +23,19 @@ class Sighting:
 
 
 @dataclass(frozen=True)
-class Conclusion:
-    """What a trace concludes and the sighting it rests on."""
-
-    value: Value
-    seen: Sighting | None = None
-
-
-@dataclass(frozen=True)
 class Draft:
     """A question before it is worded as open or multiple choice."""
 
     family: str
     text: str
     type: AnswerType
-    truth: Conclusion
-    wrong: tuple[Conclusion, ...]
+    truth: Value
+    wrong: tuple[Value, ...]  # what a careless annotator might conclude
     window: Window  # s, where the answer is to be seen
     seen: tuple[Sighting, ...]  # all sightings that prove the answer
-    choices: tuple[str, ...] = field(default=())  # what a multiple choice may offer; empty: stays open
+    cited: Sighting | None  # the sighting that a trace rests its conclusion on
+    choices: tuple[str, ...] = ()  # what a multiple choice may offer; empty: stays open
+    noted: str = ""  # what a trace writes down to compare or to count before it concludes
 
 
 def drafts(scene: Scene) -> list[Draft]:
@@ -89,7 +83,7 @@ def _unique(things: list[Thing], phrase: str, scene: Scene) -> bool:
 
 def _described(scene: Scene) -> Iterator[tuple[Thing, str]]:
     """Objects that one event alone describes, with that event."""
-    movers = sum(t.direction is not None for t in scene.things)
+    movers = sum(t.moves for t in scene.things)
     for thing in scene.things:
         phrase = event_phrase(thing, scene)
         if phrase and _unique(list(scene.things), phrase, scene) and (phrase != "move" or movers == 1):
@@ -100,53 +94,33 @@ def _which(scene: Scene) -> Iterator[Draft]:
     if len({t.name for t in scene.things}) < 2:
         return
     for thing, phrase in _described(scene):
-        others = [t for t in scene.things if t is not thing]
-        wrong = tuple(Conclusion(t.colour, near(t, proof(thing).step)) for t in others)
+        wrong = tuple(t.colour for t in scene.things if t is not thing)
         what = f"What colour is the object that {third_person(phrase)}?"
         if phrase.startswith("turn"):
             what = f"What colour was the object that {third_person(phrase)} at first?"
-        yield Draft(
-            "which",
-            what,
-            "word",
-            Conclusion(thing.colour, proof(thing)),
-            wrong,
-            _span(thing),
-            (proof(thing),),
-            tuple(COLOURS),
-        )
+        seen = proof(thing)
+        yield Draft("which", what, "word", thing.colour, wrong, _span(thing), (seen,), seen, tuple(COLOURS))
 
 
 def _direction(scene: Scene) -> Iterator[Draft]:
     for thing in scene.things:
         if thing.direction and thing.action in ("move", "move_recolour"):
-            first, last = _move_steps(thing)
+            first, last = move_steps(thing)
             seen = (Sighting(thing, first - 1), Sighting(thing, last))
-            wrong = tuple(Conclusion(d, seen[1]) for d in DIRECTIONS if d != thing.direction)
-            truth = Conclusion(thing.direction, seen[1])
+            wrong = tuple(d for d in DIRECTIONS if d != thing.direction)
             text = f"Which way does the {thing.name} move?"
-            yield Draft(
-                "direction", text, "word", truth, wrong, (float(first - 1), float(last)), seen, tuple(DIRECTIONS)
-            )
+            window = (float(first - 1), float(last))
+            yield Draft("direction", text, "word", thing.direction, wrong, window, seen, seen[1], tuple(DIRECTIONS))
 
 
 def _when_time(scene: Scene) -> Iterator[Draft]:
     for thing in scene.things:
         phrase = event_phrase(thing, scene)
-        if phrase is None or phrase == "move" or thing.event is None:
+        if phrase in (None, "move") or thing.event is None:
             continue
-        back = 1 if thing.action == "vanish" else 0
-        wrong = tuple(Conclusion(float(k), near(thing, k - back)) for k in range(1, scene.steps) if k != thing.event)
-        text = f"At what second does the {thing.name} {phrase}?"
-        yield Draft(
-            "when_time",
-            text,
-            "number",
-            Conclusion(float(thing.event), proof(thing)),
-            wrong,
-            _span(thing),
-            (proof(thing),),
-        )
+        wrong = tuple(float(k) for k in range(1, scene.steps) if k != thing.event)
+        text, seen = f"At what second does the {thing.name} {phrase}?", proof(thing)
+        yield Draft("when_time", text, "number", float(thing.event), wrong, _span(thing), (seen,), seen)
 
 
 def _when_window(scene: Scene) -> Iterator[Draft]:
@@ -157,8 +131,8 @@ def _when_window(scene: Scene) -> Iterator[Draft]:
         text, (start, end) = span
         window = (float(start), float(end))
         seen = (near(thing, start), near(thing, end - 1))
-        wrong = tuple(Conclusion(w, near(thing, int(w[0]))) for w in _other_windows(window, scene.steps))
-        yield Draft("when_window", text, "window", Conclusion(window, seen[0]), wrong, window, seen)
+        wrong = tuple(_other_windows(window, scene.steps))
+        yield Draft("when_window", text, "window", window, wrong, window, seen, seen[0])
 
 
 def _other_windows(window: Window, steps: int) -> list[Window]:
@@ -180,12 +154,12 @@ def _asked_span(thing: Thing, steps: int) -> tuple[str, tuple[int, int]] | None:
     if thing.action == "recolour" and thing.event is not None:
         return f"From when to when is the {thing.name} {thing.new_colour}?", (thing.event, steps)
     if thing.action == "move":
-        first, last = _move_steps(thing)
+        first, last = move_steps(thing)
         return f"In which whole seconds does the {thing.name} move?", (first - 1, last)
     return None
 
 
-def _move_steps(thing: Thing) -> tuple[int, int]:
+def move_steps(thing: Thing) -> tuple[int, int]:
     """First step in a new cell and first step at rest in the last one."""
     last = thing.moved_until()
     assert last is not None
@@ -198,20 +172,20 @@ def _where(scene: Scene) -> Iterator[Draft]:
         for step in range(scene.steps):
             if thing.cells[step] is None:
                 continue
-            seen = Sighting(thing, step)
-            boxes = {
-                t.box(k): Sighting(t, k) for t in scene.things for k in range(scene.steps) if t.cells[k] is not None
-            }
-            wrong = tuple(Conclusion(b, Sighting(thing, step)) for b in sorted(boxes) if b != thing.box(step))
-            text = f"Where is the {thing.name} at second {step}?"
-            yield Draft(
-                "where", text, "box", Conclusion(thing.box(step), seen), wrong, (float(step), float(step + 1)), (seen,)
-            )
+            text, seen = f"Where is the {thing.name} at second {step}?", Sighting(thing, step)
+            window = (float(step), float(step + 1))
+            yield Draft("where", text, "box", thing.box(step), _other_boxes(scene, seen), window, (seen,), seen)
+
+
+def _other_boxes(scene: Scene, seen: Sighting) -> tuple[XYXY, ...]:
+    """Where any object is at some second, except where this one is now."""
+    boxes = {t.box(k) for t in scene.things for k in range(scene.steps) if t.cells[k] is not None}
+    return tuple(sorted(boxes - {seen.thing.box(seen.step)}))
 
 
 def _count(scene: Scene) -> Iterator[Draft]:
     whole = (0.0, float(scene.steps))
-    movers = [t for t in scene.things if t.direction is not None]
+    movers = [t for t in scene.things if t.moves]
     yield _counted(scene, "How many objects move?", [proof(t) for t in movers], whole)
     for step in range(scene.steps):
         seen = [Sighting(t, step) for t in scene.visible(step)]
@@ -219,9 +193,10 @@ def _count(scene: Scene) -> Iterator[Draft]:
 
 
 def _counted(scene: Scene, text: str, seen: list[Sighting], window: Window) -> Draft:
-    wrong = tuple(Conclusion(float(n)) for n in range(len(scene.things) + 1) if abs(n - len(seen)) == 1)
+    wrong = tuple(float(n) for n in range(len(scene.things) + 1) if abs(n - len(seen)) == 1)
     shown = tuple(seen) or tuple(near(t, 0) for t in scene.things)
-    return Draft("count", text, "number", Conclusion(float(len(seen))), wrong, window, shown)
+    noted = "".join(f" {sighting.thing.colour}" for sighting in seen)
+    return Draft("count", text, "number", float(len(seen)), wrong, window, shown, None, noted=f" count{noted}")
 
 
 def _order(scene: Scene) -> Iterator[Draft]:
@@ -232,12 +207,10 @@ def _order(scene: Scene) -> Iterator[Draft]:
                 continue
             first, second = (a, b) if a.event < b.event else (b, a)
             text = f"Which changes first, the {a.name} or the {b.name}?"
-            wrong = (Conclusion(second.colour, proof(second)),)
             window = (float(first.event or 0) - 1, float(second.event or 0))
-            seen = (proof(first), proof(second))
-            yield Draft(
-                "order", text, "word", Conclusion(first.colour, proof(first)), wrong, window, seen, (a.colour, b.colour)
-            )
+            seen, colours = (proof(first), proof(second)), (a.colour, b.colour)
+            noted = f" {a.colour} {a.event}s {b.colour} {b.event}s"
+            yield Draft("order", text, "word", first.colour, (second.colour,), window, seen, seen[0], colours, noted)
 
 
 def _two_facts(scene: Scene) -> Iterator[Draft]:
@@ -251,32 +224,20 @@ def _turning_mover(scene: Scene) -> Iterator[Draft]:
         turns = sum(t.new_colour == thing.new_colour for t in scene.things)
         if thing.action != "move_recolour" or turns > 1 or thing.direction is None:
             continue
-        first, last = _move_steps(thing)
+        first, last = move_steps(thing)
         seen = (near(thing, thing.recoloured_at or 0), Sighting(thing, last))
-        wrong = tuple(Conclusion(d, seen[1]) for d in DIRECTIONS if d != thing.direction)
+        wrong = tuple(d for d in DIRECTIONS if d != thing.direction)
         text = f"Which way does the object that turns {thing.new_colour} move?"
         window = (float(min(first, thing.recoloured_at or first) - 1), float(max(last, thing.recoloured_at or last)))
-        yield Draft(
-            "two_facts", text, "word", Conclusion(thing.direction, seen[1]), wrong, window, seen, tuple(DIRECTIONS)
-        )
+        yield Draft("two_facts", text, "word", thing.direction, wrong, window, seen, seen[1], tuple(DIRECTIONS))
 
 
 def _shape_of_event(scene: Scene) -> Iterator[Draft]:
     for thing, phrase in _described(scene):
-        others = {t.shape: t for t in scene.things if t.shape != thing.shape}
-        wrong = tuple(Conclusion(s, near(t, proof(thing).step)) for s, t in sorted(others.items()))
+        wrong = tuple(sorted({t.shape for t in scene.things} - {thing.shape}))
         if wrong:
-            text = f"What shape is the object that {third_person(phrase)}?"
-            yield Draft(
-                "two_facts",
-                text,
-                "word",
-                Conclusion(thing.shape, proof(thing)),
-                wrong,
-                _span(thing),
-                (proof(thing),),
-                SHAPES,
-            )
+            text, seen = f"What shape is the object that {third_person(phrase)}?", proof(thing)
+            yield Draft("two_facts", text, "word", thing.shape, wrong, _span(thing), (seen,), seen, SHAPES)
 
 
 def _place_at_event(scene: Scene) -> Iterator[Draft]:
@@ -287,11 +248,9 @@ def _place_at_event(scene: Scene) -> Iterator[Draft]:
             if thing is actor or thing.cells[actor.event] is None:
                 continue
             seen = Sighting(thing, actor.event)
-            boxes = {t.box(k) for t in scene.things for k in range(scene.steps) if t.cells[k] is not None}
-            wrong = tuple(Conclusion(b, seen) for b in sorted(boxes) if b != thing.box(actor.event))
             text = f"Where is the {thing.name} when the {actor.name} {third_person(phrase)}?"
-            truth = Conclusion(thing.box(actor.event), seen)
-            yield Draft("two_facts", text, "box", truth, wrong, _span(actor), (seen, proof(actor)))
+            box, wrong = thing.box(actor.event), _other_boxes(scene, seen)
+            yield Draft("two_facts", text, "box", box, wrong, _span(actor), (seen, proof(actor)), seen)
 
 
 FAMILIES: dict[str, Callable[[Scene], Iterator[Draft]]] = {

@@ -11,7 +11,7 @@ import numpy as np
 from data_tools.synth.scene import CELL_PX, COLOURS, DIRECTIONS, Scene, Thing, cell_box
 from visd.types import XYXY
 
-MOVING_SHARE = 0.25
+MOVING_SHARE = 0.15
 """Share of a step, at its end, in which an object travels to its next cell."""
 CONTACT_SHARE = 0.5
 """Share of a step, at its start, in which a bouncing object closes the gap to what it hits and opens it again."""
@@ -24,6 +24,8 @@ LIGHT = 44.0
 DAWN = 18.0
 """How much brighter the background's blue gets a second. Together the three colours tell place and time in any patch."""
 SUPERSAMPLE = 3
+TO_YUV = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255
+OFFSET = np.array([16.0, 128.0, 128.0])
 ENCODER = {
     "preset": "veryfast",
     "crf": "16",
@@ -50,11 +52,19 @@ def write_video(scene: Scene, path: Path) -> None:
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
         for image in frames(scene):
-            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(_yuv420p(image), format="yuv420p")):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
     os.replace(partial, path)
+
+
+def _yuv420p(rgb: np.ndarray) -> np.ndarray:
+    """BT.601, limited range, [height * 3 / 2, width]: written out, so that bytes do not depend on a converter's."""
+    height, width, _ = rgb.shape
+    y, u, v = np.moveaxis(rgb @ TO_YUV.T + OFFSET, -1, 0)
+    planes = [y, *(p.reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3)).reshape(-1, width) for p in (u, v))]
+    return np.rint(np.concatenate(planes)).astype(np.uint8)
 
 
 State = tuple[str, str, XYXY] | None  # colour, shape, box; None: not to be seen
@@ -84,22 +94,42 @@ def _moved(box: XYXY, dx: float, dy: float) -> XYXY:
 
 def _frame(scene: Scene, t: float) -> np.ndarray:
     width, height = scene.size
-    ys, xs = np.mgrid[0 : height * SUPERSAMPLE, 0 : width * SUPERSAMPLE]
-    u, v = (xs + 0.5) / (width * SUPERSAMPLE), (ys + 0.5) / (height * SUPERSAMPLE)
     image = np.full((height, width, 3), DARKEST)
-    columns, rows = width / CELL_PX, height / CELL_PX
-    image[..., 0] += LIGHT * columns * u[::SUPERSAMPLE, ::SUPERSAMPLE]
-    image[..., 1] += LIGHT * rows * v[::SUPERSAMPLE, ::SUPERSAMPLE]
+    u, v = _subpixels(width), _subpixels(height)
+    image[..., 0] += LIGHT * width / CELL_PX * u[None, ::SUPERSAMPLE]
+    image[..., 1] += LIGHT * height / CELL_PX * v[::SUPERSAMPLE, None]
     image[..., 2] += DAWN * t
     for thing in scene.things:
         state = _state(thing, t)
-        if state is None:
-            continue
-        colour, shape, (x1, y1, x2, y2) = state
-        inside = _inside(shape, (2 * u - x1 - x2) / (x2 - x1), (2 * v - y1 - y2) / (y2 - y1))
-        cover = inside.reshape(height, SUPERSAMPLE, width, SUPERSAMPLE).mean(axis=(1, 3))[..., None]
-        image = image * (1 - cover) + np.array(COLOURS[colour], dtype=float) * cover
+        if state is not None:
+            _draw(image, state, u, v)
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
+
+
+def _subpixels(pixels: int) -> np.ndarray:
+    """Centres of the supersampled points along a side, 0-1."""
+    return (np.arange(pixels * SUPERSAMPLE) + 0.5) / (pixels * SUPERSAMPLE)
+
+
+def _draw(image: np.ndarray, state: tuple[str, str, XYXY], u: np.ndarray, v: np.ndarray) -> None:
+    """Paint a shape over the pixels that its box touches."""
+    colour, shape, (x1, y1, x2, y2) = state
+    height, width, _ = image.shape
+    columns, rows = _touched(x1, x2, width), _touched(y1, y2, height)
+    x = (2 * u[_supersampled(columns)][None] - x1 - x2) / (x2 - x1)
+    y = (2 * v[_supersampled(rows)][:, None] - y1 - y2) / (y2 - y1)
+    inside = _inside(shape, x, y)
+    size = (rows.stop - rows.start, SUPERSAMPLE, columns.stop - columns.start, SUPERSAMPLE)
+    cover = inside.reshape(size).mean(axis=(1, 3))[..., None]
+    image[rows, columns] = image[rows, columns] * (1 - cover) + np.array(COLOURS[colour], dtype=float) * cover
+
+
+def _touched(start: float, end: float, pixels: int) -> slice:
+    return slice(max(0, int(start * pixels) - 1), min(pixels, int(end * pixels) + 2))
+
+
+def _supersampled(pixels: slice) -> slice:
+    return slice(pixels.start * SUPERSAMPLE, pixels.stop * SUPERSAMPLE)
 
 
 def _inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from data_tools.synth.questions import FAMILIES, Conclusion, Draft, Value
+from data_tools.synth.questions import FAMILIES, Draft, Value
 from data_tools.synth.scene import Scene
 from data_tools.synth.trace import trace
 from visd.data.manifest import LETTERS
@@ -43,7 +43,7 @@ def video_sample(
 
     Args:
         path: of the video, relative to the data root.
-        wrong_share: share of traces whose sighting and conclusion are wrong.
+        wrong_share: share of traces whose conclusion is wrong.
         letter_share: share of multiple-choice questions among those that can be asked so.
     """
     wrong = bool(draft.wrong) and rng.random() < wrong_share
@@ -72,16 +72,16 @@ def video_sample(
 
 def _options(draft: Draft, rng: np.random.Generator) -> tuple[str, ...]:
     """The truth, the traces' wrong conclusions and others, shuffled."""
-    wrong = list(dict.fromkeys(cast(str, c.value) for c in draft.wrong))
-    more = [c for c in draft.choices if c != draft.truth.value and c not in wrong]
+    wrong = list(dict.fromkeys(cast(str, value) for value in draft.wrong))
+    more = [c for c in draft.choices if c != draft.truth and c not in wrong]
     rng.shuffle(more)
-    options = [cast(str, draft.truth.value), *wrong, *more][:MAX_OPTIONS]
+    options = [cast(str, draft.truth), *wrong, *more][:MAX_OPTIONS]
     rng.shuffle(options)
     return tuple(options)
 
 
-def _value(conclusion: Conclusion, options: tuple[str, ...]) -> Value:
-    return LETTERS[options.index(cast(str, conclusion.value))] if options else conclusion.value
+def _value(value: Value, options: tuple[str, ...]) -> Value:
+    return LETTERS[options.index(cast(str, value))] if options else value
 
 
 def _json(value: Value) -> str | float | list[float]:

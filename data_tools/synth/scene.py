@@ -32,15 +32,15 @@ SPANS = {2: ((0.05, 0.45), (0.55, 0.95)), 3: ((0.0, 0.3), (0.35, 0.65), (0.7, 1.
 """Where an object begins and ends along a side of two or three cells, as shares of the frame."""
 SIZES = {(56, 56): 0.5, (84, 56): 0.2, (56, 84): 0.2, (84, 84): 0.1}
 """Width and height, px, and how often."""
-LENGTHS = {4: 0.6, 5: 0.25, 6: 0.15}
+LENGTHS = {3: 0.5, 4: 0.3, 5: 0.2}
 """Seconds, and how often."""
 FRAME_RATES = (4, 8, 12)
 
 Cell = tuple[int, int]  # column, row
 Grid = tuple[int, int]  # columns, rows
-Action = Literal["still", "move", "appear", "vanish", "recolour", "move_recolour", "bounce"]
-ACTIONS: tuple[Action, ...] = ("move", "appear", "vanish", "recolour", "move_recolour")
-ACTION_SHARES = (0.5, 0.12, 0.12, 0.13, 0.13)
+Action = Literal["still", "move", "wander", "appear", "vanish", "recolour", "move_recolour", "bounce"]
+ACTIONS: tuple[Action, ...] = ("move", "wander", "appear", "vanish", "recolour", "move_recolour")
+ACTION_SHARES = (0.36, 0.18, 0.11, 0.11, 0.11, 0.13)
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,10 @@ class Thing:
     @property
     def name(self) -> str:
         return f"{self.colour} {self.shape}"
+
+    @property
+    def moves(self) -> bool:
+        return self.moved_until() is not None
 
     def colour_at(self, step: int) -> str:
         recoloured = self.recoloured_at is not None and step >= self.recoloured_at
@@ -159,6 +163,9 @@ def _thing(rng: np.random.Generator, steps: int, colour: str, action: Action, sp
         direction = str(rng.choice(list(DIRECTIONS)))
         event = int(rng.integers(1, steps)) if action == "move_recolour" else event
         cells = _path(start, direction, event, int(rng.integers(1, 3)), steps)
+    if action == "wander":
+        assert event is not None
+        cells = _wander(rng, start, event, steps, grid)
     if action == "move_recolour":
         assert event is not None and recoloured_at is not None
         return Thing(
@@ -174,6 +181,17 @@ def _path(start: Cell, direction: str, first: int, length: int, steps: int) -> l
         (start[0] + dx * min(max(k - first + 1, 0), length), start[1] + dy * min(max(k - first + 1, 0), length))
         for k in range(steps)
     ]
+
+
+def _wander(rng: np.random.Generator, start: Cell, first: int, steps: int, grid: Grid) -> list[Cell | None]:
+    """Stand at `start`, then be in a random neighbouring cell at each step from `first` on."""
+    cells: list[Cell | None] = [start] * steps
+    x, y = start
+    for k in range(first, steps):
+        ways = [(x + dx, y + dy) for dx, dy in DIRECTIONS.values() if 0 <= x + dx < grid[0] and 0 <= y + dy < grid[1]]
+        x, y = ways[int(rng.integers(len(ways)))]
+        cells[k] = (x, y)
+    return cells
 
 
 def _bounce(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from data_tools.synth.questions import Conclusion, Draft, Sighting
+from data_tools.synth.questions import Draft, Sighting, Value, move_steps, third_person
 from data_tools.synth.scene import DIRECTIONS, Scene, Thing, cell_name
 from visd.data.targets import box_text, time_text
 from visd.types import XYXY, Window
@@ -45,29 +45,55 @@ def _seen(thing: Thing, step: int) -> list[str]:
     return words
 
 
+def events(scene: Scene) -> str:
+    """What each object does over the whole clip."""
+    return "".join(f" ; {thing.colour} {deed(thing, scene)}" for thing in scene.things)
+
+
+def deed(thing: Thing, scene: Scene) -> str:
+    """What an object does, in the words of the questions, with seconds."""
+    words = []
+    if thing.action in ("move", "move_recolour"):
+        first, last = move_steps(thing)
+        words += ["moves", str(thing.direction), f"{first - 1}s", f"{last}s"]
+    elif thing.action == "bounce" and thing.hits is not None:
+        words += ["hits", scene.things[thing.hits].colour, f"{thing.event}s"]
+    elif thing.action == "wander":
+        words += ["wanders", f"{thing.event}s"]
+    elif thing.action in ("appear", "vanish"):
+        words += [third_person(thing.action), f"{thing.event}s"]
+    if thing.new_colour:
+        words += ["turns", thing.new_colour, f"{thing.recoloured_at}s"]
+    return " ".join(words) or "stays"
+
+
 def _sign(value: int) -> int:
     return (value > 0) - (value < 0)
 
 
-def claim(seen: Sighting, box: XYXY | None = None) -> str:
+def place(seen: Sighting) -> str:
+    """Second, colour and cell, as in the listing."""
+    return f"{seen.step}s {seen.thing.colour_at(seen.step)} {cell_name(seen.thing.cells[seen.step])}"
+
+
+def claim(seen: Sighting) -> str:
     """An object with its box at a second."""
-    place = box_text(box or seen.thing.box(seen.step))
-    return f"<obj>{seen.thing.name}</obj>{place}at<t>{time_text(seen.step)}</t>s"
+    return f"<obj>{seen.thing.name}</obj>{box_text(seen.thing.box(seen.step))}at<t>{time_text(seen.step)}</t>s"
 
 
-def trace(scene: Scene, draft: Draft, conclusion: Conclusion) -> str:
-    """The whole reasoning, without the answer tag."""
-    seen, sighting = listing(scene), conclusion.seen
-    if draft.type == "box":
-        assert sighting is not None
-        return seen + claim(sighting, cast(XYXY, conclusion.value))
-    return f"{seen}{claim(sighting) if sighting else ''} so{_stated(draft, conclusion)}"
+def trace(scene: Scene, draft: Draft, conclusion: Value) -> str:
+    """The whole reasoning, without the answer tag; all that is seen is right, the conclusion need not be."""
+    cited = f" {place(draft.cited)}{claim(draft.cited)} {deed(draft.cited.thing, scene)}" if draft.cited else ""
+    names = " ".join(thing.name for thing in scene.things)
+    return f"{names} {listing(scene)}{events(scene)} :{draft.noted}{cited} so{_stated(draft, conclusion)}"
 
 
-def _stated(draft: Draft, conclusion: Conclusion) -> str:
+def _stated(draft: Draft, conclusion: Value) -> str:
     if draft.type == "window":
-        start, end = cast(Window, conclusion.value)
+        start, end = cast(Window, conclusion)
         return f"<t>{time_text(start)}</t>s to<t>{time_text(end)}</t>s"
+    if draft.type == "box":
+        return box_text(cast(XYXY, conclusion))
     if draft.type == "number":
-        return f" {cast(float, conclusion.value):g}"
-    return f" {cast(str, conclusion.value)}"
+        return f" {cast(float, conclusion):g}"
+    return f" {cast(str, conclusion)}"

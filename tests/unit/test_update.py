@@ -73,7 +73,7 @@ def test_off_is_grpo_bit_for_bit(off: list[str], small_world: Path, tiny_qwen2_5
 
 def test_visd_differs_from_grpo_when_on(small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
     plain = small_run(small_world, tiny_qwen2_5_vl, tmp_path, "method=grpo")
-    visd = small_run(small_world, tiny_qwen2_5_vl, tmp_path, "method=visd")
+    visd = small_run(small_world, tiny_qwen2_5_vl, tmp_path, "method=visd", "method.lam=0.5", "method.eps=0.2")
     groups = groups_with_advantages(plain)
     found = []
     for run in (plain, visd):

@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from visd.media.errors import DecodeError
@@ -149,11 +150,12 @@ def read_frames(
         DecodeError: a frame cannot be decoded; never fewer frames than asked for.
     """
     done = 0
+    converter = VideoReformatter()  # one for all frames: setting it up costs more than converting a small frame
     try:
         for frame in _walk(container, stream, index, numbers, deadline):
             if frame.is_corrupt or frame.pts in index.damaged:
                 raise _undecodable(index, numbers[done], deadline, "its data is damaged")
-            yield _upright(frame)
+            yield _upright(frame, converter)
             done += 1
     except av.error.FFmpegError as error:
         raise _undecodable(index, numbers[done], deadline, str(error)) from error
@@ -199,8 +201,8 @@ def _jump(index: FrameIndex, last: int, target: int) -> int | None:
     return start if bisect_left(index.stamps, start) - last > WORTH_A_JUMP else None
 
 
-def _upright(frame: Any) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+def _upright(frame: Any, converter: VideoReformatter) -> NDArray[np.uint8]:
+    pixels: Any = converter.reformat(frame, format="rgb24").to_ndarray()
     quarter_turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels
 

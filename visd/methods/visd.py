@@ -41,10 +41,10 @@ class VISD(Method):
 
     uses_teacher: ClassVar[bool] = True
 
-    lam: float = 0.5  # mixing weight of the evidence at step 1
+    lam: float = 1.0  # mixing weight of the evidence at step 1
     lam_steps: int = 600  # steps until it is 0; 0 keeps it
     lam_schedule: str = "linear"  # linear, cosine, constant
-    eps: float = 0.2  # bound of a token's weight around 1
+    eps: float = 0.8  # bound of a token's weight around 1
     top_k: int = 16  # teacher's most probable ids the ratio is restricted to; 0: full vocabulary
     gamma: float = 0.0  # share of the full-vocabulary ratio beside the restricted one
     dimension_strength: float = 1.0  # difference of the weights of judge scores 1 and 0; 0 switches g off

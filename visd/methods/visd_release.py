@@ -18,4 +18,6 @@ from visd.methods.visd import VISD
 class VISDRelease(VISD):
     """The published settings."""
 
+    lam: float = 0.5  # mixing weight of the evidence at step 1
+    eps: float = 0.2  # bound of a token's weight around 1
     dimension_strength: float = 0.0  # the release has no judge scores

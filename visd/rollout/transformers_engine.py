@@ -13,6 +13,7 @@ from transformers import DynamicCache, GenerationConfig
 from visd.policy.batch import ForwardInputs, VisionFeatures, concatenate_features
 from visd.policy.policy import Policy
 from visd.rollout.base import RolloutEngine, Sampling
+from visd.rollout.cache import for_answers
 from visd.rollout.sampling import SeededSampler, token_pieces
 from visd.types import Prompt, Rollout
 
@@ -34,7 +35,7 @@ class TransformersEngine(RolloutEngine):
         inputs = left_padded(prompts, self.policy.encode(prompts)).to(self.policy.device)
         cache = DynamicCache(config=model.hf.config.get_text_config())
         model.language_output(_without_last(inputs), past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(sampling.n)
+        for_answers(cache, sampling.n, sampling.max_new_tokens)
 
         flat_seeds = [seed for row in seeds for seed in row]
         sampler = SeededSampler(flat_seeds, sampling, model.banned)

@@ -25,7 +25,7 @@ from visd.reward.combine import check_section
 from visd.rollout.base import RolloutEngine, Sampling
 from visd.teacher.view import check_blocks
 from visd.teacher.weights import TeacherWeights
-from visd.train.optimizer import adamw
+from visd.train.optimizer import optimizer_factory
 from visd.types import DroppedSample, Prompt, Sample, VisdError
 
 log = logging.getLogger(__name__)
@@ -133,6 +133,11 @@ def load_samples(config: RunConfig, split: str) -> list[Sample]:
 
 def set_up(config: RunConfig) -> Run:
     """Build every part. Nothing is written yet and no step is taken."""
+    sharded = config.parallel.mode.startswith("zero")
+    if sharded and config.optim.algorithm == "muon":
+        raise ConfigError(
+            f"optim.algorithm: muon needs whole matrices, which {config.parallel.mode} cuts up; take adamw, or none or ddp."
+        )
     bf16 = compute_dtype(config.model, _device_type()) == torch.bfloat16
     backend = launch(config.parallel, bf16=bf16, threads=config.train.threads)
     torch.manual_seed(config.run.seed)
@@ -148,13 +153,12 @@ def set_up(config: RunConfig) -> Run:
     samples = load_samples(config, "train")
     method: Method = build(config.method, "method")
     judge: Judge | None = build(config.judge, "judge") if config.judge.get("_target_") else None
-    sharded = config.parallel.mode.startswith("zero")
     policy = Policy.load(config.model, backend.device, None if sharded or not bf16 else torch.float32)
     processor = PromptProcessor.load(
         config.model.path, config.prompt, Path(config.data.root), config.data.frame_cache_mb
     )
     engine: RolloutEngine = build(config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer)
-    backend.setup(policy.model, adamw(config.optim), config.optim.max_grad_norm)
+    backend.setup(policy.model, optimizer_factory(config.optim, policy.model), config.optim.max_grad_norm)
     rl = config.stage == "rl"
     teacher = attached(config.teacher, backend) if rl and method.uses_teacher else None
     frozen = replace(config.teacher, weights="frozen")
