@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -159,13 +160,20 @@ def load_suite(path: Path) -> Suite:
         raise ConfigError(f"{path}: steps, window, seeds and methods must not be empty or 0.")
     if suite.baseline not in suite.methods:
         raise ConfigError(f"{path}: baseline: {suite.baseline!r} is not among the methods.")
+    if len({folder_name(method) for method in suite.methods}) < len(suite.methods):
+        raise ConfigError(f"{path}: methods: two names differ in spaces or signs only and would share a folder.")
     return suite
+
+
+def folder_name(method: str) -> str:
+    """A method's name in the tables, without what a shell or Hydra would read as more than a name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", method)
 
 
 def planned_runs(suite: Suite, folder: Path) -> list[PlannedRun]:
     """All runs, seed by seed, so that an unfinished comparison has every method equally often."""
     return [
-        PlannedRun(suite, method, seed, folder / method / f"seed_{seed}")
+        PlannedRun(suite, method, seed, folder / folder_name(method) / f"seed_{seed}")
         for seed in suite.seeds
         for method in suite.methods
     ]

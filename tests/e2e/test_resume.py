@@ -72,7 +72,7 @@ def test_two_and_two_steps_equal_four(small_world: Path, warm_model: Path, tmp_p
 
 
 def test_supervised_training_resumes_bit_exactly(small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
-    sft = ("stage=sft", "method=grpo", "data.train=[sft_train.jsonl]", "model.freeze=[]", "optim.schedule=cosine")
+    sft = ("stage=sft", "method=grpo", "data.train=[sft_train.jsonl]", "model.freeze=[]", "optim=muon")
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     run_stage(config(small_world, tiny_qwen2_5_vl, straight, *sft))
     for _ in range(2):

@@ -15,7 +15,8 @@ from eval.results import Attempt, EvalResult, QuestionResult, summarise
 from eval.suite import PlannedRun, Suite, SuiteEval, load_suite, planned_runs
 from scripts.compare import collect, finish_suite, parse, place_between_markers
 from tests.tree import ROOT
-from visd.config import ConfigError
+from visd.cli import compose_config
+from visd.config import ConfigError, load
 from visd.types import VisdError
 
 STEPS, WINDOW = 20, 2
@@ -241,9 +242,12 @@ def test_seeds_come_before_methods(suite: Suite, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "suite").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_suite_of_the_project_is_valid(path: Path) -> None:
-    suite = load_suite(path)
-    assert (ROOT / "configs" / "experiment" / f"{suite.experiment}.yaml").exists()
+def test_every_run_of_every_suite_can_be_started(path: Path) -> None:
+    runs = planned_runs(load_suite(path), Path("outputs") / "compare" / path.stem)
+    for run in (run for run in runs if run.seed == runs[0].seed):
+        config = load(compose_config(run.train_arguments))
+        assert Path(config.run.dir) == run.dir and config.run.seed == run.seed
+    assert len({run.dir for run in runs}) == len(runs)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +259,11 @@ def test_every_suite_of_the_project_is_valid(path: Path) -> None:
         (
             "title: x\nexperiment: y\nsteps: 1\nseeds: [0]\nmethods: {a: []}\neval: {root: r, data: d}",
             "'grpo' is not among",
+        ),
+        (
+            "title: x\nexperiment: y\nsteps: 1\nseeds: [0]\nmethods: {grpo: [], a 1: [], 'a, 1': []}\n"
+            "eval: {root: r, data: d}",
+            "share a folder",
         ),
         ("steps: 1", "title"),
     ],
