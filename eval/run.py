@@ -26,6 +26,7 @@ from eval.table import result_table
 from visd.config import ConfigError, ModelSection, PromptSection, RewardSection
 from visd.data.manifest import load_manifest
 from visd.data.prompts import PromptBuilder
+from visd.media.decoders import shared_decoders
 from visd.media.processor import PromptProcessor
 from visd.observe.console import Progress, plain_console
 from visd.observe.files import read_jsonl, write_atomic
@@ -48,6 +49,8 @@ class EvalConfig(Asking):
     attention: str = "sdpa"  # as model.attention
     threads: int = 0  # CPU threads; 0 leaves torch's default
     frame_cache_mb: int = 256  # memory for decoded frames
+    decode_workers: int = 4  # as data.decode_workers
+    decode_memory_mb: int = 4096  # as data.decode_memory_mb
     prompt: PromptSection = field(default_factory=PromptSection)
     reward: RewardSection = field(default_factory=RewardSection)
 
@@ -101,7 +104,16 @@ def _run_config(given: Any) -> dict[str, Any]:
 def fingerprint(config: EvalConfig) -> str:
     """Changes with everything that may change an answer or its score."""
     fields = dataclasses.asdict(config)
-    for name in ("out", "split", "config", "threads", "batch_prompts", "frame_cache_mb"):
+    for name in (
+        "out",
+        "split",
+        "config",
+        "threads",
+        "batch_prompts",
+        "frame_cache_mb",
+        "decode_workers",
+        "decode_memory_mb",
+    ):
         del fields[name]
     weights = sorted(Path(config.model).glob("*.safetensors"))
     files = [*weights, Path(config.root) / config.data]
@@ -141,7 +153,8 @@ def run(config: EvalConfig) -> None:
     if len(done) < len(samples):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         policy = Policy.load(ModelSection(path=config.model, dtype=config.dtype, attention=config.attention), device)
-        processor = PromptProcessor.load(config.model, config.prompt, root, config.frame_cache_mb)
+        decoders = shared_decoders(config.decode_workers, config.decode_memory_mb) if config.decode_workers else None
+        processor = PromptProcessor.load(config.model, config.prompt, root, config.frame_cache_mb, decoders)
         engine = TransformersEngine(policy, processor.tokenizer)
         builder = PromptBuilder(processor, config.prompt)
         answers = ask(engine, builder, samples, config, config.reward, done=done, forget=policy.forget_features)

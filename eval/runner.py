@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,8 @@ class Builder(Protocol):
     """`visd.data.prompts.PromptBuilder`."""
 
     def build(self, question: Question) -> Prompt: ...
+
+    def prefetch(self, questions: Iterable[Question]) -> None: ...
 
 
 @dataclass
@@ -69,8 +71,10 @@ def ask(
 ) -> Iterator[QuestionResult]:
     """One result a sample whose id is not in `done`, in order."""
     waiting = [sample for sample in samples if sample.id not in done]
-    for start in range(0, len(waiting), asking.batch_prompts):
-        yield from _batch(engine, builder, waiting[start : start + asking.batch_prompts], asking, reward)
+    size = asking.batch_prompts
+    for start in range(0, len(waiting), size):
+        builder.prefetch(sample.question() for sample in waiting[start : start + 2 * size])
+        yield from _batch(engine, builder, waiting[start : start + size], asking, reward)
         if forget is not None:
             forget()
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,9 @@ class Builder:
             raise DroppedSample(question.id, "decode", "video a.mp4 is truncated")
         zeros = torch.zeros(3, dtype=torch.long)
         return Prompt(question.id, "p", zeros, zeros, torch.zeros(4, 3, dtype=torch.long), VisionInputs(), (), 2)
+
+    def prefetch(self, questions: Iterable[Question]) -> None:
+        pass
 
 
 @dataclass

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.media_files import write_video
 from visd.config import VideoSection
-from visd.media import cache as cache_module
+from visd.media import decoders as decoders_module
 from visd.media.cache import FrameCache
 from visd.media.errors import DecodeError
 from visd.types import Media
@@ -73,13 +73,13 @@ def test_a_replaced_file_is_decoded_again(root: Path) -> None:
 def test_a_bad_file_is_tried_once_until_it_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "bad.mp4").write_bytes(b"noise" * 100)
     attempts: list[Path] = []
-    original = cache_module.decode
+    original = decoders_module.decode
 
     def counting(path: Path, **options: object) -> object:
         attempts.append(path)
         return original(path, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cache_module, "decode", counting)
+    monkeypatch.setattr(decoders_module, "decode", counting)
     cache = FrameCache(root, SETTINGS, 28, ONE_VIDEO)
     for _ in range(3):
         with pytest.raises(DecodeError, match=r"bad\.mp4") as caught:

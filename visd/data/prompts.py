@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from visd.config import PromptSection
 from visd.media.processor import PromptProcessor
 from visd.types import AnswerType, Message, Prompt, Question
@@ -40,6 +42,10 @@ class PromptBuilder:
             DroppedSample: see `PromptProcessor.process`.
         """
         return self.processor.process(question.id, self.messages(question), question.media)
+
+    def prefetch(self, questions: Iterable[Question]) -> None:
+        """Have the media of questions decoded that `build` will be given next."""
+        self.processor.prefetch(media for question in questions for media in question.media)
 
     def messages(self, question: Question) -> tuple[Message, ...]:
         """The chat as the model gets it; a sample's own system message stands, the configured one fills its absence."""

@@ -1,14 +1,16 @@
-"""Decoded frames in memory, so that a run decodes each video once."""
+"""Decoded frames in memory, so that a run decodes each video once, and ahead of need where processes do it."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from concurrent.futures import Future
 from pathlib import Path
 
 from visd.config import VideoSection
+from visd.media.decoders import Decoders, DecodeTask
 from visd.media.errors import DecodeError
-from visd.media.video import DecodeCounter, decode, decode_image, sampling_key
+from visd.media.video import DecodeCounter, sampling_key
 from visd.types import Frames, Media
 
 
@@ -19,13 +21,23 @@ class FrameCache:
     processes: each rank has its own.
     """
 
-    def __init__(self, root: Path, settings: VideoSection, factor: int, capacity_bytes: int):
+    def __init__(
+        self,
+        root: Path,
+        settings: VideoSection,
+        factor: int,
+        capacity_bytes: int,
+        decoders: Decoders | None = None,
+    ):
+        """`decoders` do the work in other processes; without them it is done here."""
         self.root = root.resolve()
         self.settings = settings
         self.factor = factor
         self.capacity_bytes = capacity_bytes
         self.held_bytes = 0
         self.counters = DecodeCounter()
+        self._decoders = decoders
+        self._pending: dict[Hashable, Future[Frames]] = {}
         self._frames: OrderedDict[Hashable, Frames] = OrderedDict()
         self._failures: dict[Hashable, DecodeError] = {}
         self._seen: set[Hashable] = set()
@@ -36,8 +48,8 @@ class FrameCache:
         Raises:
             DecodeError: the file cannot give them.
         """
-        path = self.resolve(media.path)
-        key = self._key(path, media)
+        task = self._task(media)
+        key = self._key(task)
         if key in self._frames:
             self._frames.move_to_end(key)
             return self._frames[key]
@@ -48,12 +60,30 @@ class FrameCache:
             self._seen.add(key)
             self.counters.videos_seen += 1
         try:
-            frames = self._decode(path, media)
+            frames = self._decode(key, task)
         except DecodeError as error:
             self._failures[key] = error
             raise
+        if media.kind == "video":
+            self.counters.videos_decoded += 1
         self._keep(key, frames)
         return frames
+
+    def prefetch(self, media: Iterable[Media]) -> None:
+        """Have what will be asked for next decoded meanwhile; without processes to do it, nothing happens.
+
+        An unusable file is told of by `get`, not here.
+        """
+        if self._decoders is None:
+            return
+        for item in media:
+            try:
+                task = self._task(item)
+            except DecodeError:
+                continue
+            key = self._key(task)
+            if not (key in self._frames or key in self._failures or key in self._pending):
+                self._pending[key] = self._decoders.submit(task)
 
     def resolve(self, relative: str) -> Path:
         """The file's real path, which must lie below the root, symbolic links followed."""
@@ -66,23 +96,24 @@ class FrameCache:
             )
         return path
 
-    def _key(self, path: Path, media: Media) -> Hashable:
+    def _task(self, media: Media) -> DecodeTask:
+        return DecodeTask(self.resolve(media.path), media, self.settings, self.factor)
+
+    def _key(self, task: DecodeTask) -> Hashable:
+        media = task.media
         try:
-            status = path.stat()
+            status = task.path.stat()
             identity: tuple[int, int] | None = (status.st_mtime_ns, status.st_size)
         except OSError:
             identity = None
         sampling = sampling_key(self.settings, self.factor)
-        return (media.kind, str(path), identity, media.start, media.end, media.fps, sampling)
+        return (media.kind, str(task.path), identity, media.start, media.end, media.fps, sampling)
 
-    def _decode(self, path: Path, media: Media) -> Frames:
-        if media.kind == "image":
-            return decode_image(path, settings=self.settings, factor=self.factor)
-        frames = decode(
-            path, start=media.start, end=media.end, fps=media.fps, settings=self.settings, factor=self.factor
-        )
-        self.counters.videos_decoded += 1
-        return frames
+    def _decode(self, key: Hashable, task: DecodeTask) -> Frames:
+        if self._decoders is None:
+            return task.run()
+        future = self._pending.pop(key, None) or self._decoders.submit(task)
+        return self._decoders.result(task, future)
 
     def _keep(self, key: Hashable, frames: Frames) -> None:
         self._frames[key] = frames

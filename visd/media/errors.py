@@ -17,6 +17,8 @@ REASONS = (
     "bad_size",  # an aspect ratio that no allowed size fits
     "truncated",  # the file ends before what its header announces and is asked for
     "timeout",  # decoding took longer than prompt.video.timeout
+    "memory",  # decoding needed more than data.decode_memory_mb
+    "crashed",  # the decoder ended its process
 )
 
 
@@ -29,3 +31,7 @@ class DecodeError(VisdError):
         self.reason = reason
         self.path = str(path)
         self.message = message
+
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str, str]]:
+        """What comes back from another process is built from the parts, not from the finished text."""
+        return DecodeError, (self.reason, self.path, self.message)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 from visd.config import PromptSection
 from visd.media.cache import FrameCache
 from visd.media.chat import check_media, conversation, find_suffix
+from visd.media.decoders import Decoders
 from visd.media.errors import DecodeError
 from visd.media.family import Family, family_from_config
 from visd.media.positions import positions
@@ -42,12 +43,15 @@ class PromptProcessor:
         self._reserved = _reserved_tokens(self.tokenizer)
 
     @classmethod
-    def load(cls, model_path: str, section: PromptSection, root: Path, cache_mb: int) -> PromptProcessor:
+    def load(
+        cls, model_path: str, section: PromptSection, root: Path, cache_mb: int, decoders: Decoders | None = None
+    ) -> PromptProcessor:
         """The processor of a Hugging Face folder or hub id.
 
         Args:
             root: every media path lies below it.
             cache_mb: MiB of memory for decoded frames.
+            decoders: processes that decode; None decodes in this one.
 
         Raises:
             VisdError: no such model, an architecture that is not supported, or an unusable chat template.
@@ -62,12 +66,17 @@ class PromptProcessor:
         frames = None
         if has_media:
             _check_agreement(family, hf, model_path)
-            frames = FrameCache(root, section.video, family.pixel_factor, cache_mb * 2**20)
+            frames = FrameCache(root, section.video, family.pixel_factor, cache_mb * 2**20, decoders)
         return cls(model_path, family, hf, section, frames)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer, chat template and pixel settings into a Hugging Face folder."""
         self._hf.save_pretrained(folder)
+
+    def prefetch(self, media: Iterable[Media]) -> None:
+        """Have media decoded that `process` will need next."""
+        if self._frames is not None:
+            self._frames.prefetch(media)
 
     def process(self, sample_id: str, messages: Sequence[Message], media: Sequence[Media]) -> Prompt:
         """The prompt of a chat that ends with the user's turn.

@@ -15,6 +15,8 @@ from visd.train.run import Run, load_samples
 from visd.types import DroppedSample, Sample
 
 GIB = 2**30
+AHEAD = 32
+"""Samples whose media are decoded together."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ def check_run(run: Run) -> int:
 def check_samples(run: Run, samples: list[Sample], split: str) -> tuple[list[int], list[DroppedSample]]:
     """Prompt lengths of the usable samples, and the errors of the others."""
     lengths, drops = [], []
-    for sample in tqdm(samples, desc=f"checking {split}", disable=not run.config.tracking.progress):
+    for number, sample in enumerate(tqdm(samples, desc=f"checking {split}", disable=not run.config.tracking.progress)):
+        if number % AHEAD == 0:
+            run.builder.prefetch(s.question() for s in samples[number : number + 2 * AHEAD])
         try:
             lengths.append(len(run.builder.build(sample.question())))
         except DroppedSample as error:

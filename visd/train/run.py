@@ -15,6 +15,7 @@ from visd.data.manifest import load_manifest
 from visd.data.prompts import PromptBuilder
 from visd.data.sampler import StepSampler
 from visd.judge.base import Judge
+from visd.media.decoders import Decoders, shared_decoders
 from visd.media.processor import PromptProcessor
 from visd.methods.base import Method
 from visd.observe.timing import PhaseTimer
@@ -92,9 +93,12 @@ class Run:
         return Sampling(r.n, r.temperature, r.top_p, r.top_k, r.max_new_tokens)
 
     def step_prompts(self, step: int) -> list[tuple[Sample, Prompt]]:
-        """This rank's samples of a step, with their prompts."""
+        """This rank's samples of a step, with their prompts; media of the step after it are decoded meanwhile."""
+        rank, ranks = self.backend.rank, self.backend.world_size
+        samples, following = self.sampler.local(step, rank, ranks), self.sampler.local(step + 1, rank, ranks)
         with self.timer.phase("prompts"):
-            return self.prompts(self.sampler.local(step, self.backend.rank, self.backend.world_size))
+            self.builder.prefetch(sample.question() for sample in [*samples, *following])
+            return self.prompts(samples)
 
     def prompts(self, samples: Sequence[Sample]) -> list[tuple[Sample, Prompt]]:
         """Samples with their prompts; one that cannot be used is counted and left out."""
@@ -155,7 +159,7 @@ def set_up(config: RunConfig) -> Run:
     judge: Judge | None = build(config.judge, "judge") if config.judge.get("_target_") else None
     policy = Policy.load(config.model, backend.device, None if sharded or not bf16 else torch.float32)
     processor = PromptProcessor.load(
-        config.model.path, config.prompt, Path(config.data.root), config.data.frame_cache_mb
+        config.model.path, config.prompt, Path(config.data.root), config.data.frame_cache_mb, decoders(config)
     )
     engine: RolloutEngine = build(config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer)
     backend.setup(policy.model, optimizer_factory(config.optim, policy.model), config.optim.max_grad_norm)
@@ -179,6 +183,12 @@ def set_up(config: RunConfig) -> Run:
         drops=Drops(len(samples), config.data.max_dropped),
         timer=PhaseTimer(torch.cuda.synchronize if backend.device.type == "cuda" else None),
     )
+
+
+def decoders(config: RunConfig) -> Decoders | None:
+    """The processes that decode, shared by all runs of this process."""
+    data = config.data
+    return shared_decoders(data.decode_workers, data.decode_memory_mb) if data.decode_workers else None
 
 
 def attached(section: TeacherSection, backend: Backend) -> TeacherWeights:

@@ -1,0 +1,110 @@
+"""Decoding in processes of its own, so that a file that hangs, crashes or eats memory costs one sample, not the run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as TimeIsUp
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from pebble import ProcessExpired, ProcessPool
+
+from visd.config import VideoSection
+from visd.media.errors import DecodeError
+from visd.media.video import decode, decode_image
+from visd.types import Frames, Media
+
+GRACE = 5.0
+"""s beyond `prompt.video.timeout`, which the reading loops check themselves, until a process is ended."""
+
+TASKS = 500
+"""Files after which a process is replaced, so that what a decoder leaks comes back."""
+
+
+@dataclass(frozen=True)
+class DecodeTask:
+    """All that decides the frames of a medium."""
+
+    path: Path
+    media: Media
+    settings: VideoSection
+    factor: int  # both sides become multiples of this many pixels
+
+    def run(self) -> Frames:
+        """Decode here and now.
+
+        Raises:
+            DecodeError: the file cannot give the frames.
+        """
+        media = self.media
+        if media.kind == "image":
+            return decode_image(self.path, settings=self.settings, factor=self.factor)
+        clip = {"start": media.start, "end": media.end, "fps": media.fps}
+        return decode(self.path, settings=self.settings, factor=self.factor, **clip)
+
+
+class Decoders:
+    """Processes that decode one file each at a time; one that does not come back is ended and replaced.
+
+    They are forked from a server that has imported the decoder once, so that replacing one takes milliseconds.
+    """
+
+    def __init__(self, workers: int, memory_mb: int):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self.memory_mb = memory_mb
+        self._pool = ProcessPool(workers, TASKS, _limit, (memory_mb * 2**20,), context)
+
+    def submit(self, task: DecodeTask) -> Future[Frames]:
+        """Have a file decoded soon."""
+        return self._pool.schedule(_run, (task,), timeout=task.settings.timeout + GRACE)
+
+    def result(self, task: DecodeTask, future: Future[Frames]) -> Frames:
+        """What became of a submitted task, waiting for it if need be.
+
+        Raises:
+            DecodeError: the file cannot give the frames, or its process had to be ended, or ended itself.
+        """
+        try:
+            return future.result()
+        except TimeIsUp:
+            limit = f"{task.settings.timeout + GRACE:g} s"
+            raise DecodeError("timeout", task.path, f"the decoder hung and was ended after {limit}.") from None
+        except MemoryError:
+            message = (
+                f"decoding needs more than data.decode_memory_mb = {self.memory_mb}; raise it or re-encode the file."
+            )
+            raise DecodeError("memory", task.path, message) from None
+        except ProcessExpired as error:
+            raise DecodeError("crashed", task.path, f"the decoder crashed (exit code {error.exitcode}).") from error
+
+    def close(self) -> None:
+        """End all processes."""
+        self._pool.stop()
+        self._pool.join()
+
+
+@cache
+def shared_decoders(workers: int, memory_mb: int) -> Decoders:
+    """One set of processes for all that this process decodes."""
+    return Decoders(workers, memory_mb)
+
+
+def _limit(extra: int) -> None:
+    """In a new process: one thread, and a limit on what it may allocate beyond what it has now."""
+    torch.set_num_threads(1)
+    limit = _data_bytes() + extra
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _data_bytes() -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData:"))
+
+
+def _run(task: DecodeTask) -> Frames:
+    return task.run()
