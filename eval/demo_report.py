@@ -37,14 +37,16 @@ def conclude(out: Path, wall_seconds: float, console: Console) -> None:
 
 
 def demo_summary(run: dict[str, Any], before: EvalResult, after: EvalResult) -> dict[str, Any]:
-    """Accuracy is the share of right answers: IoU of at least 0.5 for windows and boxes, equality otherwise."""
+    """`accuracy` is what the reward gives: the IoU for windows and boxes, else 1 or 0. `right` counts answers as right
+    or wrong, windows and boxes from an IoU of 0.5."""
     summary = {name: run[name] for name in ("method", "seed", "steps", "videos_decoded", "videos_total", "drops")}
     summary["training_seconds"] = run["wall_seconds"]
     for name, result in (("before", before), ("after", after)):
         sampled, greedy = result.modes["sampled"], result.modes["greedy"]
         summary |= {
-            f"accuracy_{name}": sampled.correct.mean,
-            f"greedy_accuracy_{name}": greedy.correct.mean,
+            f"accuracy_{name}": sampled.accuracy.mean,
+            f"greedy_accuracy_{name}": greedy.accuracy.mean,
+            f"right_{name}": sampled.correct.mean,
             f"tiou_{name}": _mean(sampled.temporal_iou),
             f"biou_{name}": _mean(sampled.spatial_iou),
             f"format_{name}": sampled.format_rate.mean,

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from eval.demo_report import demo_summary
 from eval.report import build_report, headline, media_frames, rollout_view, run_curves
-from eval.results import Attempt, QuestionResult, to_line
+from eval.results import Attempt, QuestionResult, summarise, to_line
 from tests.unit.observe_data import make_group
 from visd.config import RunConfig, VideoSection
 from visd.data.manifest import load_manifest
@@ -47,6 +48,18 @@ def test_the_headline_pairs_questions() -> None:
     assert rows["accuracy, sampled"].questions == rows["accuracy, greedy"].questions == 9
     assert rows["temporal IoU"].before.startswith("0.100") and rows["temporal IoU"].questions == 8
     assert "box IoU" not in rows
+
+
+def test_the_summary_says_what_the_table_says() -> None:
+    sides = [[question(f"q{i}", i / 10 + shift, tiou=i / 10 + shift) for i in range(8)] for shift in (0.0, 0.3)]
+    run = {"method": "visd", "seed": 0, "steps": 1, "wall_seconds": 2.0, "drops": {}}
+    run |= {"videos_decoded": 3, "videos_total": 3}
+    summary = demo_summary(run, *(summarise(side) for side in sides))
+    rows = {row.name: row for row in headline(*sides)}
+    for key, name in (("accuracy", "accuracy, sampled"), ("greedy_accuracy", "accuracy, greedy"), ("tiou", "temporal IoU")):
+        assert rows[name].before.startswith(f"{summary[f'{key}_before']:.3f}")
+        assert rows[name].after.startswith(f"{summary[f'{key}_after']:.3f}")
+    assert (summary["right_before"], summary["right_after"]) == (0.0, 1 / 8)
 
 
 def test_claims_of_an_answer_become_boxes_and_windows() -> None:
