@@ -23,10 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 from eval.results import QuestionResult, question_from, summarise, to_line
 from eval.runner import Asking, ask
 from eval.table import result_table
-from visd.config import ConfigError, ModelSection, PromptSection, RewardSection
+from visd.config import ConfigError, FramesSection, ModelSection, PromptSection, RewardSection
 from visd.data.manifest import load_manifest
 from visd.data.prompts import PromptBuilder
-from visd.media.decoders import shared_decoders
 from visd.media.processor import PromptProcessor
 from visd.observe.console import Progress, plain_console
 from visd.observe.files import read_jsonl, write_atomic
@@ -48,9 +47,7 @@ class EvalConfig(Asking):
     dtype: str = "auto"  # as model.dtype
     attention: str = "sdpa"  # as model.attention
     threads: int = 0  # CPU threads; 0 leaves torch's default
-    frame_cache_mb: int = 256  # memory for decoded frames
-    decode_workers: int = 4  # as data.decode_workers
-    decode_memory_mb: int = 4096  # as data.decode_memory_mb
+    frames: FramesSection = field(default_factory=lambda: FramesSection(cache_mb=256))  # as data.frames
     prompt: PromptSection = field(default_factory=PromptSection)
     reward: RewardSection = field(default_factory=RewardSection)
 
@@ -110,9 +107,7 @@ def fingerprint(config: EvalConfig) -> str:
         "config",
         "threads",
         "batch_prompts",
-        "frame_cache_mb",
-        "decode_workers",
-        "decode_memory_mb",
+        "frames",
     ):
         del fields[name]
     weights = sorted(Path(config.model).glob("*.safetensors"))
@@ -153,8 +148,7 @@ def run(config: EvalConfig) -> None:
     if len(done) < len(samples):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         policy = Policy.load(ModelSection(path=config.model, dtype=config.dtype, attention=config.attention), device)
-        decoders = shared_decoders(config.decode_workers, config.decode_memory_mb) if config.decode_workers else None
-        processor = PromptProcessor.load(config.model, config.prompt, root, config.frame_cache_mb, decoders)
+        processor = PromptProcessor.load(config.model, config.prompt, root, config.frames)
         engine = TransformersEngine(policy, processor.tokenizer)
         builder = PromptBuilder(processor, config.prompt)
         answers = ask(engine, builder, samples, config, config.reward, done=done, forget=policy.forget_features)

@@ -25,7 +25,7 @@ def small_config(world: Path, model: Path, run_dir: Path, *overrides: str) -> Ru
             [
                 "experiment=demo", f"data.root={world}", f"model.path={model}", f"run.dir={run_dir}", "train.steps=2",
                 "train.prompts_per_step=2", "optim.lr=1e-4", "rollout.n=4", "rollout.max_new_tokens=12", "train.threads=1",
-                "tracking.table_every=0", "tracking.progress=false", "data.decode_workers=0", *overrides,
+                "tracking.table_every=0", "tracking.progress=false", "data.frames.workers=0", *overrides,
             ]
         )
     )  # fmt: skip

@@ -62,15 +62,22 @@ class ModelSection:
 
 
 @dataclass
+class FramesSection:
+    cache_mb: int = 2048  # memory for decoded frames, kept for the run
+    workers: int = 4  # processes that decode, each rank's own, ahead of need; 0 decodes in the run's own process, where a decoder that hangs or crashes takes the run with it
+    memory_mb: int = 4096  # memory that decoding one file may take; a file that needs more is dropped
+    store: str = ""  # folder for decoded frames, shared by processes and runs; empty keeps none on disk
+    store_gb: float = 100.0  # most that the folder may hold; what was not used longest goes first
+
+
+@dataclass
 class DataSection:
     root: str = "???"  # folder below which every media path lies
     train: list[str] = field(default_factory=list)  # manifests (JSONL), relative to root
     validation: list[str] = field(default_factory=list)  # manifests for evaluation while developing
     test: list[str] = field(default_factory=list)  # manifests for the final number
     max_dropped: float = 0.01  # largest share of dropped samples before the run stops
-    frame_cache_mb: int = 2048  # memory for decoded frames, kept for the run
-    decode_workers: int = 4  # processes of each rank that decode the next step's videos meanwhile; 0 decodes in the run's own process, where a decoder that hangs or crashes takes the run with it
-    decode_memory_mb: int = 4096  # memory that decoding one file may take before its sample is dropped
+    frames: FramesSection = field(default_factory=FramesSection)
 
 
 @dataclass
@@ -320,7 +327,7 @@ FREEZABLE = ("vision", "encoder", "projector", "language")
 POSITIVE = (
     "train.steps", "train.prompts_per_step", "train.micro_batch_tokens", "rollout.n", "rollout.temperature",
     "rollout.max_new_tokens", "optim.lr", "optim.max_grad_norm", "prompt.max_tokens", "prompt.video.fps",
-    "data.decode_memory_mb", "prompt.video.min_frames", "prompt.video.max_frames", "prompt.video.total_pixels", "prompt.video.timeout",
+    "data.frames.memory_mb", "data.frames.store_gb", "prompt.video.min_frames", "prompt.video.max_frames", "prompt.video.total_pixels", "prompt.video.timeout",
     "teacher.snapshot_every",
 )  # fmt: skip
 SHARES = ("data.max_dropped", "teacher.rate", "sft.privileged_share", "rollout.top_p", "reward.temporal_sigma_until")

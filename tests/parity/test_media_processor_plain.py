@@ -10,7 +10,7 @@ import torch
 from transformers import AutoProcessor
 
 from tests.media_files import write_video
-from visd.config import PromptSection, VideoSection
+from visd.config import FramesSection, PromptSection, VideoSection
 from visd.media.processor import PromptProcessor
 from visd.types import Frames, Media, Message, Prompt
 
@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(folder: Path, root: Path) -> PromptProcessor:
-    return PromptProcessor.load(str(folder), SECTION, root, cache_mb=32)
+    return PromptProcessor.load(str(folder), SECTION, root, FramesSection(workers=0))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_positions_match_the_models_own(ours: PromptProcessor, folder: Path, roo
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     theirs = PromptProcessor.load(
-        str(folder), PromptSection(video=SECTION.video, position_rule="transformers"), root, cache_mb=1
+        str(folder), PromptSection(video=SECTION.video, position_rule="transformers"), root, FramesSection(workers=0)
     )
     prompt = theirs.process("s", (Message("user", "<video>Which?"),), (Media("video", "a.mp4"),))
     with torch.device("meta"):

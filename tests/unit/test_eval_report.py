@@ -56,7 +56,11 @@ def test_the_summary_says_what_the_table_says() -> None:
     run |= {"videos_decoded": 3, "videos_total": 3}
     summary = demo_summary(run, *(summarise(side) for side in sides))
     rows = {row.name: row for row in headline(*sides)}
-    for key, name in (("accuracy", "accuracy, sampled"), ("greedy_accuracy", "accuracy, greedy"), ("tiou", "temporal IoU")):
+    for key, name in (
+        ("accuracy", "accuracy, sampled"),
+        ("greedy_accuracy", "accuracy, greedy"),
+        ("tiou", "temporal IoU"),
+    ):
         assert rows[name].before.startswith(f"{summary[f'{key}_before']:.3f}")
         assert rows[name].after.startswith(f"{summary[f'{key}_after']:.3f}")
     assert (summary["right_before"], summary["right_after"]) == (0.0, 1 / 8)

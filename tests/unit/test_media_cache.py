@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.media_files import write_video
-from visd.config import VideoSection
+from visd.config import FramesSection, VideoSection
 from visd.media import decoders as decoders_module
 from visd.media.cache import FrameCache
 from visd.media.errors import DecodeError
@@ -29,12 +29,18 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
+def cache_of(root: Path, capacity_bytes: int) -> FrameCache:
+    cache = FrameCache(root, SETTINGS, 28, FramesSection(workers=0))
+    cache.capacity_bytes = capacity_bytes
+    return cache
+
+
 def video(name: str) -> Media:
     return Media("video", f"{name}.mp4")
 
 
 def test_decodes_once_and_counts(root: Path) -> None:
-    cache = FrameCache(root, SETTINGS, 28, 10 * ONE_VIDEO)
+    cache = cache_of(root, 10 * ONE_VIDEO)
     first = cache.get(video("a"))
     assert cache.get(video("a")) is first
     cache.get(video("b"))
@@ -45,7 +51,7 @@ def test_decodes_once_and_counts(root: Path) -> None:
 
 
 def test_least_recently_used_goes_first(root: Path) -> None:
-    cache = FrameCache(root, SETTINGS, 28, 2 * ONE_VIDEO)
+    cache = cache_of(root, 2 * ONE_VIDEO)
     for name in "abac":
         cache.get(video(name))
     assert cache.held_bytes == 2 * ONE_VIDEO
@@ -56,12 +62,12 @@ def test_least_recently_used_goes_first(root: Path) -> None:
 
 
 def test_larger_than_the_cache_still_works(root: Path) -> None:
-    cache = FrameCache(root, SETTINGS, 28, ONE_VIDEO - 1)
+    cache = cache_of(root, ONE_VIDEO - 1)
     assert len(cache.get(video("a")).times) == 4 and cache.held_bytes == 0
 
 
 def test_a_replaced_file_is_decoded_again(root: Path) -> None:
-    cache = FrameCache(root, SETTINGS, 28, 10 * ONE_VIDEO)
+    cache = cache_of(root, 10 * ONE_VIDEO)
     old = cache.get(video("a"))
     write_video(root / "a.mp4", 24, 4)
     assert cache.get(video("a")).times != old.times
@@ -80,7 +86,7 @@ def test_a_bad_file_is_tried_once_until_it_changes(root: Path, monkeypatch: pyte
         return original(path, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(decoders_module, "decode", counting)
-    cache = FrameCache(root, SETTINGS, 28, ONE_VIDEO)
+    cache = cache_of(root, ONE_VIDEO)
     for _ in range(3):
         with pytest.raises(DecodeError, match=r"bad\.mp4") as caught:
             cache.get(video("bad"))
@@ -92,7 +98,7 @@ def test_a_bad_file_is_tried_once_until_it_changes(root: Path, monkeypatch: pyte
 
 
 def test_a_file_that_appears_later(root: Path) -> None:
-    cache = FrameCache(root, SETTINGS, 28, ONE_VIDEO)
+    cache = cache_of(root, ONE_VIDEO)
     with pytest.raises(DecodeError) as caught:
         cache.get(video("late"))
     assert caught.value.reason == "missing"
@@ -102,7 +108,7 @@ def test_a_file_that_appears_later(root: Path) -> None:
 
 def test_images_are_not_videos(root: Path) -> None:
     Image.new("RGB", (30, 30)).save(root / "p.png")
-    cache = FrameCache(root, SETTINGS, 28, ONE_VIDEO)
+    cache = cache_of(root, ONE_VIDEO)
     assert cache.get(Media("image", "p.png")).pixels.shape == (1, 28, 28, 3)
     assert (cache.counters.videos_decoded, cache.counters.videos_seen) == (0, 0)
 
@@ -113,11 +119,11 @@ def test_paths_stay_below_the_root(root: Path, path: str) -> None:
     (root / "link.mp4").symlink_to(root.parent / "outside.mp4")
     (root / "folder").symlink_to(root.parent)
     with pytest.raises(DecodeError, match=r"data\.root") as caught:
-        FrameCache(root, SETTINGS, 28, ONE_VIDEO).get(Media("video", path))
+        cache_of(root, ONE_VIDEO).get(Media("video", path))
     assert caught.value.reason == "outside_root"
 
 
 def test_links_inside_the_root_share_frames(root: Path) -> None:
     (root / "again.mp4").symlink_to(root / "a.mp4")
-    cache = FrameCache(root, SETTINGS, 28, ONE_VIDEO)
+    cache = cache_of(root, ONE_VIDEO)
     assert cache.get(video("again")) is cache.get(video("a"))

@@ -18,7 +18,7 @@ from tests.hostile_files import write_hostile_folder
 from tests.media_files import write_video
 from tests.runs import small_run
 from tests.tree import ROOT
-from visd.config import VideoSection
+from visd.config import FramesSection, VideoSection
 from visd.media import decoders as decoders_module
 from visd.media.cache import FrameCache
 from visd.media.decoders import Decoders, DecodeTask
@@ -32,7 +32,7 @@ SETTINGS = VideoSection(fps=2, min_frames=4, max_frames=8, min_pixels=784, max_p
 class Hanging(DecodeTask):
     """A call into a decoder that never returns."""
 
-    def run(self) -> Frames:
+    def decode(self) -> Frames:
         time.sleep(600)
         raise AssertionError
 
@@ -40,7 +40,7 @@ class Hanging(DecodeTask):
 class Crashing(DecodeTask):
     """A decoder with a bug."""
 
-    def run(self) -> Frames:
+    def decode(self) -> Frames:
         os.kill(os.getpid(), signal.SIGSEGV)
         raise AssertionError
 
@@ -48,7 +48,7 @@ class Crashing(DecodeTask):
 class Greedy(DecodeTask):
     """A decoder that believes a header."""
 
-    def run(self) -> Frames:
+    def decode(self) -> Frames:
         pixels = np.ones((400, 1000, 1000), np.uint8)
         raise AssertionError(pixels.sum())
 
@@ -64,10 +64,17 @@ def task(path: Path, kind: type[DecodeTask] = DecodeTask) -> DecodeTask:
     return kind(path, Media("video", path.name), SETTINGS, 28)
 
 
+def cache_with(decoders: Decoders, root: Path) -> FrameCache:
+    cache = FrameCache(root, SETTINGS, 28, FramesSection(workers=0))
+    cache._decoders = decoders
+    return cache
+
+
 def test_the_same_frames_as_here(decoders: Decoders, tmp_path: Path) -> None:
     tasks = [task(write_video(tmp_path / f"{n}.mp4", 20 + n, 8)) for n in range(5)]
     for one, future in [(one, decoders.submit(one)) for one in tasks]:
-        frames, here = decoders.result(one, future), one.run()
+        frames, here = decoders.result(one, future).frames, one.decode()
+        assert frames is not None
         assert np.array_equal(frames.pixels, here.pixels)
         assert (frames.times, frames.indices, frames.duration) == (here.times, here.indices, here.duration)
 
@@ -85,12 +92,13 @@ def test_what_a_file_does_costs_that_file_only(
     with pytest.raises(DecodeError, match=r"bad\.mp4") as caught:
         decoders.result(task(bad), evil)
     assert caught.value.reason == reason and time.monotonic() - began < 15
-    assert all(len(decoders.result(task(good), future).times) == 4 for future in others)
+    done = [decoders.result(task(good), future).frames for future in others]
+    assert all(frames is not None and len(frames.times) == 4 for frames in done)
 
 
 def test_frames_are_decoded_ahead_and_once(decoders: Decoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     media = [Media("video", write_video(tmp_path / f"{n}.mp4").name) for n in range(3)]
-    cache = FrameCache(tmp_path, SETTINGS, 28, 10**6, decoders)
+    cache = cache_with(decoders, tmp_path)
     sent: list[DecodeTask] = []
     original = decoders.submit
     monkeypatch.setattr(decoders, "submit", lambda one: sent.append(one) or original(one))  # type: ignore[func-returns-value]
@@ -110,7 +118,7 @@ def test_every_file_of_a_hostile_folder_is_decoded_or_refused_by_its_reason(deco
     folder = tmp_path / "hostile"
     fates = write_hostile_folder(folder)
     assert len(fates) >= 25
-    cache = FrameCache(folder, SETTINGS, 28, 10**8, decoders)
+    cache = cache_with(decoders, folder)
     media = {name: Media("video", name) for name in fates}
     cache.prefetch(media.values())
     found = {}
@@ -153,7 +161,7 @@ def test_a_killed_run_leaves_no_process_behind(tmp_path: Path) -> None:
 
 def test_training_sees_the_same_prompts(small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
     here = small_run(small_world, tiny_qwen2_5_vl, tmp_path / "a")
-    there = small_run(small_world, tiny_qwen2_5_vl, tmp_path / "b", "data.decode_workers=2")
+    there = small_run(small_world, tiny_qwen2_5_vl, tmp_path / "b", "data.frames.workers=2")
     for (one, mine), (other, theirs) in zip(here.step_prompts(0), there.step_prompts(0), strict=True):
         assert one.id == other.id and mine.frame_times == theirs.frame_times
         assert mine.vision.pixel_values_videos is not None and theirs.vision.pixel_values_videos is not None

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoTokenizer, Qwen3Config
 
 from tests.media_files import write_video
-from visd.config import PromptSection, VideoSection
+from visd.config import FramesSection, PromptSection, VideoSection
 from visd.media.processor import PromptProcessor, video_metadata
 from visd.types import DroppedSample, Media, Message, Prompt, VisdError
 
@@ -40,7 +40,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def processor(folder: Path, root: Path) -> PromptProcessor:
-    return PromptProcessor.load(str(folder), SECTION, root, cache_mb=64)
+    return PromptProcessor.load(str(folder), SECTION, root, FramesSection(workers=0))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def text_processor(tiny_qwen2_5_vl: Path, root: Path, tmp_path_factory: pytest.T
     tokenizer = AutoTokenizer.from_pretrained(tiny_qwen2_5_vl)
     tokenizer.save_pretrained(path)
     Qwen3Config(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1).save_pretrained(path)
-    return PromptProcessor.load(str(path), SECTION, root, cache_mb=1)
+    return PromptProcessor.load(str(path), SECTION, root, FramesSection(workers=0))
 
 
 def dropped(processor: PromptProcessor, messages: tuple[Message, ...], media: tuple[Media, ...]) -> DroppedSample:
@@ -100,7 +100,7 @@ class TestPrompt:
     def test_sizes_are_ours(self, folder: Path, root: Path) -> None:
         """The tiny processors would enlarge so small a frame to four tokens."""
         section = replace(SECTION, video=replace(VIDEO, max_pixels=1100))
-        processor = PromptProcessor.load(str(folder), section, root, 8)
+        processor = PromptProcessor.load(str(folder), section, root, FramesSection(workers=0))
         media = (*CLIP, Media("image", "picture.png"))
         prompt = processor.process("s", (Message("user", "<video><image>Which?"),), media)
         assert prompt.vision.video_grid_thw is not None and prompt.vision.image_grid_thw is not None
@@ -109,9 +109,9 @@ class TestPrompt:
 
     def test_rule_of_positions(self, folder: Path, root: Path) -> None:
         both = [
-            PromptProcessor.load(str(folder), replace(SECTION, position_rule=rule), root, 8).process(
-                "s", QUESTION, CLIP
-            )
+            PromptProcessor.load(
+                str(folder), replace(SECTION, position_rule=rule), root, FramesSection(workers=0)
+            ).process("s", QUESTION, CLIP)
             for rule in ("vllm", "transformers")
         ]
         assert torch.equal(both[0].input_ids, both[1].input_ids)
@@ -139,7 +139,7 @@ class TestTime:
         for name, stamps in (("even.mp4", even), ("moved.mp4", moved)):
             write_video(root / name, 8, 4, stamps=stamps)
         section = replace(SECTION, video=replace(VIDEO, fps=8))
-        processor = PromptProcessor.load(str(folder), section, root, 8)
+        processor = PromptProcessor.load(str(folder), section, root, FramesSection(workers=0))
         one, two = (processor.process("s", QUESTION, (Media("video", name),)) for name in ("even.mp4", "moved.mp4"))
         assert one.frame_times != two.frame_times and len(one.frame_times[0]) == len(two.frame_times[0])
         if processor.family.timestamps_in_text:
@@ -150,14 +150,16 @@ class TestTime:
 
     def test_timestamps_are_the_frames_true_times(self, tiny_qwen3_vl: Path, root: Path) -> None:
         write_video(root / "vfr.mp4", 4, 4, stamps=[0, 300, 2000, 5400])
-        processor = PromptProcessor.load(str(tiny_qwen3_vl), replace(SECTION, video=replace(VIDEO, fps=8)), root, 8)
+        processor = PromptProcessor.load(
+            str(tiny_qwen3_vl), replace(SECTION, video=replace(VIDEO, fps=8)), root, FramesSection(workers=0)
+        )
         prompt = processor.process("s", QUESTION, (Media("video", "vfr.mp4"),))
         text = processor.tokenizer.decode(prompt.input_ids)
         assert "<0.1 seconds>" in text and "<3.7 seconds>" in text
         assert text.count("seconds>") == 2
 
     def test_seconds_per_grid_follow_the_real_rate(self, tiny_qwen2_5_vl: Path, root: Path) -> None:
-        processor = PromptProcessor.load(str(tiny_qwen2_5_vl), SECTION, root, 8)
+        processor = PromptProcessor.load(str(tiny_qwen2_5_vl), SECTION, root, FramesSection(workers=0))
         frames = processor._frames.get(CLIP[0])  # type: ignore[union-attr]
         assert processor.process("s", QUESTION, CLIP).vision.second_per_grid_ts == (2 * 5.0 / 10,)
         assert video_metadata(frames, processor.family)["total_num_frames"] == 40
@@ -243,7 +245,7 @@ class TestDropped:
 
     def test_too_long(self, folder: Path, root: Path) -> None:
         section = replace(SECTION, max_tokens=20)
-        drop = dropped(PromptProcessor.load(str(folder), section, root, 8), QUESTION, CLIP)
+        drop = dropped(PromptProcessor.load(str(folder), section, root, FramesSection(workers=0)), QUESTION, CLIP)
         assert drop.reason == "prompt_too_long" and "prompt.max_tokens = 20" in str(drop)
 
     @pytest.mark.parametrize("token", ["<|video_pad|>", "<|im_end|>", "<|im_start|>"])
@@ -262,7 +264,7 @@ class TestDropped:
 class TestLoad:
     def test_no_model(self, root: Path, tmp_path: Path) -> None:
         with pytest.raises(VisdError, match=r"model\.path"):
-            PromptProcessor.load(str(tmp_path), SECTION, root, 1)
+            PromptProcessor.load(str(tmp_path), SECTION, root, FramesSection(workers=0))
 
     def test_processor_of_another_model(
         self, tiny_qwen2_5_vl: Path, tiny_qwen3_vl: Path, root: Path, tmp_path: Path
@@ -271,11 +273,11 @@ class TestLoad:
         shutil.copytree(tiny_qwen2_5_vl, mixed, ignore=shutil.ignore_patterns("*.safetensors"))
         shutil.copy(tiny_qwen3_vl / "config.json", mixed / "config.json")
         with pytest.raises(VisdError, match="patch_size"):
-            PromptProcessor.load(str(mixed), SECTION, root, 1)
+            PromptProcessor.load(str(mixed), SECTION, root, FramesSection(workers=0))
 
 
 def test_each_video_is_decoded_once(folder: Path, root: Path) -> None:
-    processor = PromptProcessor.load(str(folder), SECTION, root, cache_mb=64)
+    processor = PromptProcessor.load(str(folder), SECTION, root, FramesSection(workers=0))
     prompts: list[Prompt] = []
     for _ in range(3):
         for name in ("clip.mp4", "other.mp4"):

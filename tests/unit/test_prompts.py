@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.media_files import write_video
-from visd.config import PromptSection, VideoSection
+from visd.config import FramesSection, PromptSection, VideoSection
 from visd.data.prompts import INSTRUCTIONS, PromptBuilder
 from visd.media.processor import PromptProcessor
 from visd.types import ANSWER_TYPES, Answer, Box, Evidence, Media, Message, Prompt, Question, Sample
@@ -50,7 +50,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def processor(tiny_qwen2_5_vl: Path, root: Path) -> PromptProcessor:
-    return PromptProcessor.load(str(tiny_qwen2_5_vl), SECTION, root, cache_mb=8)
+    return PromptProcessor.load(str(tiny_qwen2_5_vl), SECTION, root, FramesSection(workers=0))
 
 
 def tensors(prompt: Prompt) -> dict[str, torch.Tensor]:

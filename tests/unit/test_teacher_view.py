@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.reward_data import IMAGE, RED, proof, sample
-from visd.config import ConfigError, PromptSection, TeacherSection
+from visd.config import ConfigError, FramesSection, PromptSection, TeacherSection
 from visd.judge.feedback import TEMPLATES as JUDGE_TEMPLATES
 from visd.media.processor import PromptProcessor
 from visd.teacher.view import HEADER, LABELS, all_template_texts, render, teacher_prompt, verified
@@ -100,7 +100,7 @@ def test_all_fixed_texts_are_listed() -> None:
 
 
 def test_the_text_ends_the_users_turn(tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
-    processor = PromptProcessor.load(str(tiny_qwen2_5_vl), PromptSection(), tmp_path, 16)
+    processor = PromptProcessor.load(str(tiny_qwen2_5_vl), PromptSection(), tmp_path, FramesSection(workers=0))
     prompt = processor.process("s1", [Message("user", "Which way?")], [])
     text = render(verified(sample(Answer("word", "right"), proof()), "The answer is wrong."), PUBLISHED, 1000)
     seen = teacher_prompt(processor, prompt, text)

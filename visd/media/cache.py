@@ -7,9 +7,10 @@ from collections.abc import Hashable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 
-from visd.config import VideoSection
-from visd.media.decoders import Decoders, DecodeTask
+from visd.config import FramesSection, VideoSection
+from visd.media.decoders import Decoded, DecodeTask, shared_decoders
 from visd.media.errors import DecodeError
+from visd.media.store import StoreSettings
 from visd.media.video import DecodeCounter, sampling_key
 from visd.types import Frames, Media
 
@@ -21,23 +22,18 @@ class FrameCache:
     processes: each rank has its own.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        settings: VideoSection,
-        factor: int,
-        capacity_bytes: int,
-        decoders: Decoders | None = None,
-    ):
-        """`decoders` do the work in other processes; without them it is done here."""
+    def __init__(self, root: Path, settings: VideoSection, factor: int, section: FramesSection):
         self.root = root.resolve()
         self.settings = settings
         self.factor = factor
-        self.capacity_bytes = capacity_bytes
+        self.capacity_bytes = section.cache_mb * 2**20
         self.held_bytes = 0
         self.counters = DecodeCounter()
-        self._decoders = decoders
-        self._pending: dict[Hashable, Future[Frames]] = {}
+        self._decoders = shared_decoders(section.workers, section.memory_mb) if section.workers else None
+        self._store = (
+            StoreSettings(Path(section.store).resolve(), int(section.store_gb * 2**30)) if section.store else None
+        )
+        self._pending: dict[Hashable, Future[Decoded]] = {}
         self._frames: OrderedDict[Hashable, Frames] = OrderedDict()
         self._failures: dict[Hashable, DecodeError] = {}
         self._seen: set[Hashable] = set()
@@ -60,14 +56,15 @@ class FrameCache:
             self._seen.add(key)
             self.counters.videos_seen += 1
         try:
-            frames = self._decode(key, task)
+            decoded = self._decode(key, task)
         except DecodeError as error:
             self._failures[key] = error
             raise
-        if media.kind == "video":
+        if media.kind == "video" and decoded.fresh:
             self.counters.videos_decoded += 1
-        self._keep(key, frames)
-        return frames
+        assert decoded.frames is not None
+        self._keep(key, decoded.frames)
+        return decoded.frames
 
     def prefetch(self, media: Iterable[Media]) -> None:
         """Have what will be asked for next decoded meanwhile; without processes to do it, nothing happens.
@@ -97,7 +94,7 @@ class FrameCache:
         return path
 
     def _task(self, media: Media) -> DecodeTask:
-        return DecodeTask(self.resolve(media.path), media, self.settings, self.factor)
+        return DecodeTask(self.resolve(media.path), media, self.settings, self.factor, self._store)
 
     def _key(self, task: DecodeTask) -> Hashable:
         media = task.media
@@ -109,7 +106,7 @@ class FrameCache:
         sampling = sampling_key(self.settings, self.factor)
         return (media.kind, str(task.path), identity, media.start, media.end, media.fps, sampling)
 
-    def _decode(self, key: Hashable, task: DecodeTask) -> Frames:
+    def _decode(self, key: Hashable, task: DecodeTask) -> Decoded:
         if self._decoders is None:
             return task.run()
         future = self._pending.pop(key, None) or self._decoders.submit(task)

@@ -6,7 +6,7 @@ import multiprocessing
 import resource
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TimeIsUp
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +14,9 @@ import torch
 from pebble import ProcessExpired, ProcessPool
 
 from visd.config import VideoSection
+from visd.media.container import check_file
 from visd.media.errors import DecodeError
+from visd.media.store import StoreSettings, entry_key, open_store
 from visd.media.video import decode, decode_image
 from visd.types import Frames, Media
 
@@ -26,20 +28,43 @@ TASKS = 500
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """What became of a medium."""
+
+    frames: Frames | None  # None: fetch them from the store
+    entry: str | None  # their key in the store, if there is one
+    fresh: bool  # decoded now; False: found in the store
+
+
+@dataclass(frozen=True)
 class DecodeTask:
-    """All that decides the frames of a medium."""
+    """All that decides the frames of a medium, and where they are kept."""
 
     path: Path
     media: Media
     settings: VideoSection
     factor: int  # both sides become multiples of this many pixels
+    store: StoreSettings | None = None
 
-    def run(self) -> Frames:
-        """Decode here and now.
+    def run(self) -> Decoded:
+        """Take the frames from the store, or decode them here and now and store them.
 
         Raises:
             DecodeError: the file cannot give the frames.
         """
+        if self.store is None:
+            return Decoded(self.decode(), None, True)
+        check_file(self.path)
+        entry = entry_key(self.path, self.media, self.settings, self.factor)
+        store = open_store(self.store)
+        stored = store.load(entry)
+        if stored is not None:
+            return Decoded(stored, entry, False)
+        frames = self.decode()
+        store.save(entry, frames)
+        return Decoded(frames, entry, True)
+
+    def decode(self) -> Frames:
         media = self.media
         if media.kind == "image":
             return decode_image(self.path, settings=self.settings, factor=self.factor)
@@ -59,28 +84,36 @@ class Decoders:
         self.memory_mb = memory_mb
         self._pool = ProcessPool(workers, TASKS, _limit, (memory_mb * 2**20,), context)
 
-    def submit(self, task: DecodeTask) -> Future[Frames]:
+    def submit(self, task: DecodeTask) -> Future[Decoded]:
         """Have a file decoded soon."""
         return self._pool.schedule(_run, (task,), timeout=task.settings.timeout + GRACE)
 
-    def result(self, task: DecodeTask, future: Future[Frames]) -> Frames:
-        """What became of a submitted task, waiting for it if need be.
+    def result(self, task: DecodeTask, future: Future[Decoded]) -> Decoded:
+        """What became of a submitted task, waiting for it if need be; with its frames.
 
         Raises:
             DecodeError: the file cannot give the frames, or its process had to be ended, or ended itself.
         """
         try:
-            return future.result()
+            decoded = future.result()
         except TimeIsUp:
             limit = f"{task.settings.timeout + GRACE:g} s"
             raise DecodeError("timeout", task.path, f"the decoder hung and was ended after {limit}.") from None
         except MemoryError:
             message = (
-                f"decoding needs more than data.decode_memory_mb = {self.memory_mb}; raise it or re-encode the file."
+                f"decoding needs more than data.frames.memory_mb = {self.memory_mb}; raise it or re-encode the file."
             )
             raise DecodeError("memory", task.path, message) from None
         except ProcessExpired as error:
             raise DecodeError("crashed", task.path, f"the decoder crashed (exit code {error.exitcode}).") from error
+        if decoded.frames is not None:
+            return decoded
+        assert task.store is not None and decoded.entry is not None
+        frames = open_store(task.store).load(decoded.entry)
+        if frames is None:  # another process has made room meanwhile
+            plain = replace(task, store=None)
+            return self.result(plain, self.submit(plain))
+        return replace(decoded, frames=frames)
 
     def close(self) -> None:
         """End all processes."""
@@ -106,5 +139,7 @@ def _data_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData:"))
 
 
-def _run(task: DecodeTask) -> Frames:
-    return task.run()
+def _run(task: DecodeTask) -> Decoded:
+    decoded = task.run()
+    # Frames that lie in the store are mapped there by whoever wants them, instead of being sent.
+    return replace(decoded, frames=None) if decoded.entry else decoded

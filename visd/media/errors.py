@@ -17,7 +17,7 @@ REASONS = (
     "bad_size",  # an aspect ratio that no allowed size fits
     "truncated",  # the file ends before what its header announces and is asked for
     "timeout",  # decoding took longer than prompt.video.timeout
-    "memory",  # decoding needed more than data.decode_memory_mb
+    "memory",  # decoding needed more than data.frames.memory_mb
     "crashed",  # the decoder ended its process
 )
 

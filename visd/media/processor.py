@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
-from visd.config import PromptSection
+from visd.config import FramesSection, PromptSection
 from visd.media.cache import FrameCache
 from visd.media.chat import check_media, conversation, find_suffix
-from visd.media.decoders import Decoders
 from visd.media.errors import DecodeError
 from visd.media.family import Family, family_from_config
 from visd.media.positions import positions
@@ -43,15 +42,12 @@ class PromptProcessor:
         self._reserved = _reserved_tokens(self.tokenizer)
 
     @classmethod
-    def load(
-        cls, model_path: str, section: PromptSection, root: Path, cache_mb: int, decoders: Decoders | None = None
-    ) -> PromptProcessor:
+    def load(cls, model_path: str, section: PromptSection, root: Path, frames: FramesSection) -> PromptProcessor:
         """The processor of a Hugging Face folder or hub id.
 
         Args:
             root: every media path lies below it.
-            cache_mb: MiB of memory for decoded frames.
-            decoders: processes that decode; None decodes in this one.
+            frames: where media are decoded and kept.
 
         Raises:
             VisdError: no such model, an architecture that is not supported, or an unusable chat template.
@@ -63,11 +59,10 @@ class PromptProcessor:
         except (OSError, ValueError) as error:
             raise VisdError(f"model.path: {model_path!r} has no config and processor to load ({error}).") from error
         family = family_from_config(config, hf.tokenizer if has_media else hf)
-        frames = None
-        if has_media:
-            _check_agreement(family, hf, model_path)
-            frames = FrameCache(root, section.video, family.pixel_factor, cache_mb * 2**20, decoders)
-        return cls(model_path, family, hf, section, frames)
+        if not has_media:
+            return cls(model_path, family, hf, section, None)
+        _check_agreement(family, hf, model_path)
+        return cls(model_path, family, hf, section, FrameCache(root, section.video, family.pixel_factor, frames))
 
     def save(self, folder: Path) -> None:
         """Write tokenizer, chat template and pixel settings into a Hugging Face folder."""

@@ -15,7 +15,6 @@ from visd.data.manifest import load_manifest
 from visd.data.prompts import PromptBuilder
 from visd.data.sampler import StepSampler
 from visd.judge.base import Judge
-from visd.media.decoders import Decoders, shared_decoders
 from visd.media.processor import PromptProcessor
 from visd.methods.base import Method
 from visd.observe.timing import PhaseTimer
@@ -158,9 +157,7 @@ def set_up(config: RunConfig) -> Run:
     method: Method = build(config.method, "method")
     judge: Judge | None = build(config.judge, "judge") if config.judge.get("_target_") else None
     policy = Policy.load(config.model, backend.device, None if sharded or not bf16 else torch.float32)
-    processor = PromptProcessor.load(
-        config.model.path, config.prompt, Path(config.data.root), config.data.frame_cache_mb, decoders(config)
-    )
+    processor = PromptProcessor.load(config.model.path, config.prompt, Path(config.data.root), config.data.frames)
     engine: RolloutEngine = build(config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer)
     backend.setup(policy.model, optimizer_factory(config.optim, policy.model), config.optim.max_grad_norm)
     rl = config.stage == "rl"
@@ -183,12 +180,6 @@ def set_up(config: RunConfig) -> Run:
         drops=Drops(len(samples), config.data.max_dropped),
         timer=PhaseTimer(torch.cuda.synchronize if backend.device.type == "cuda" else None),
     )
-
-
-def decoders(config: RunConfig) -> Decoders | None:
-    """The processes that decode, shared by all runs of this process."""
-    data = config.data
-    return shared_decoders(data.decode_workers, data.decode_memory_mb) if data.decode_workers else None
 
 
 def attached(section: TeacherSection, backend: Backend) -> TeacherWeights:

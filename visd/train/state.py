@@ -23,8 +23,7 @@ log = logging.getLogger(__name__)
 
 MAY_CHANGE = (
     "check_only", "run.dir", "run.resume", "checkpoint", "train.steps", "train.stop_after", "train.threads",
-    "data.root", "data.validation", "data.test", "data.max_dropped", "data.frame_cache_mb",
-    "data.decode_workers", "data.decode_memory_mb",
+    "data.root", "data.validation", "data.test", "data.max_dropped", "data.frames",
     "prompt.video.timeout", "parallel", "tracking", "rollout.batch_prompts",
 )  # fmt: skip
 """Fields that a resumed run may set differently; all others decide what it computes."""
