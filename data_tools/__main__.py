@@ -1,19 +1,20 @@
-"""`python -m data_tools TOOL ...`"""
+"""`python -m data_tools TOOL ...`: synth makes a world of videos, cache decodes a run's videos ahead of it."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 
-from data_tools.synth.cli import main as synth
-
-TOOLS = {"synth": synth}
+TOOLS = {"synth": "data_tools.synth.cli", "cache": "data_tools.cache"}
+"""Name to module, imported when it is asked for: some of them take seconds."""
 
 
 def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in TOOLS:
         print(f"usage: python -m data_tools {{{','.join(TOOLS)}}} ...", file=sys.stderr)
         return 2
-    return TOOLS[arguments[0]](arguments[1:])
+    status: int = importlib.import_module(TOOLS[arguments[0]]).main(arguments[1:])
+    return status
 
 
 if __name__ == "__main__":
