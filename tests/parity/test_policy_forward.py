@@ -10,6 +10,7 @@ from tests.models import FAMILIES, tiny_hf, tiny_policy, video_prompt
 from visd.media.family import family_from_config
 from visd.policy.batch import Row
 from visd.policy.policy import Policy
+from visd.policy.vision import PatchProduct, multiply_patches
 from visd.types import Prompt, ScoreNeeds
 
 RESPONSES = ([7, 8, 9, 10], [11, 12], [13, 3])
@@ -114,3 +115,32 @@ def test_trained_tower_without_media_stays_in_the_graph() -> None:
     scores.logp.sum().backward()
     tower = [p for n, p in policy.model.named_parameters() if ".visual." in n]
     assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in tower)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if "vl" in family])
+def test_patches_by_matrix_product_equal_the_convolution(family: str) -> None:
+    towers = [tiny_hf(family).model.visual for _ in range(2)]
+    names = list(towers[0].state_dict())
+    multiply_patches(towers[1])
+    assert list(towers[1].state_dict()) == names
+    assert any(isinstance(module, PatchProduct) for module in towers[1].modules())
+    media = video_prompt(family_from_config(tiny_hf(family).config), "a", 3).vision
+    outputs = []
+    for tower in towers:
+        output = tower(media.pixel_values_videos, grid_thw=media.video_grid_thw, return_dict=True).pooler_output
+        output.square().sum().backward()
+        outputs.append(output)
+    torch.testing.assert_close(outputs[0], outputs[1], atol=2e-6, rtol=1e-5)
+    for one, other in zip(towers[0].parameters(), towers[1].parameters(), strict=True):
+        if one.grad is not None:
+            assert other.grad is not None
+            assert (one.grad - other.grad).norm() <= 1e-5 * one.grad.norm()
+
+
+def test_other_inputs_are_convolved() -> None:
+    plain = torch.nn.Conv3d(3, 4, (2, 3, 3), (2, 3, 3))
+    tower = torch.nn.Sequential(plain)
+    image = torch.randn(1, 3, 4, 6, 9)
+    expected = tower(image)
+    multiply_patches(tower)
+    assert torch.equal(tower(image), expected) and expected.shape[2:] == (2, 2, 3)

@@ -15,7 +15,7 @@ from visd.config import ConfigError, ModelSection
 from visd.media.family import Family, family_from_config
 from visd.policy.batch import Row, VisionFeatures, build_inputs
 from visd.policy.model import PolicyModel
-from visd.policy.vision import encode_media
+from visd.policy.vision import encode_media, multiply_patches
 from visd.types import Prompt, ScoreNeeds, TokenScores, VisdError
 
 Forward = Callable[..., dict[str, Tensor]]
@@ -61,6 +61,8 @@ class Policy:
         freeze(hf, family, frozen)
         if section.gradient_checkpointing:
             hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if family.has_media:
+            multiply_patches(hf.get_submodule(family.vision_module))
         tower = _take_tower(hf, family, compute) if {"encoder", "projector"} <= frozen else None
         eos = _eos_ids(hf.generation_config, hf.config)
         model = PolicyModel(hf, family, tower_inside=family.has_media and tower is None)
