@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from eval.demo_report import conclude
 
 ROOT = Path(__file__).resolve().parent.parent
-QUESTIONS = {"train": 1200, "validation": 200, "test": 400, "sft": 14400}
-WRONG_SHARE = 0.4
-"""Of the annotator's conclusions in the warm start."""
+QUESTIONS = {"train": 1200, "validation": 200, "test": 400, "sft": 21600}
+WRONG_SHARE, HASTY_SHARE = 0.3, 0.4
+"""Of the annotator's traces in the warm start: those that look and conclude something wrong, those that only guess."""
 CONSOLE = Console()
 
 
@@ -60,14 +60,14 @@ def parts(out: Path, method: str, steps: int | None) -> list[Part]:
 
     return [
         Part(
-            "a small world of videos", 1.0,
+            "a small world of videos", 1.5,
             ["-m", "data_tools", "synth", "--out", str(world), "--seed", "0", "--kind", "mixed", *counts,
-             "--wrong-share", str(WRONG_SHARE), "--questions-per-video", "4"],
+             "--wrong-share", str(WRONG_SHARE), "--hasty-share", str(HASTY_SHARE), "--questions-per-video", "5"],
             lambda: False,  # it checks itself what is there
         ),
         Part("a tiny Qwen2.5-VL", 0.2, ["scripts/make_tiny_model.py", "--family", "qwen2_5_vl", "--out", str(tiny)],
              (tiny / "config.json").exists),
-        Part("warm start on imperfect traces", 8.0, train("demo_sft", warm, f"model.path={tiny}"),
+        Part("warm start on imperfect traces", 7.0, train("demo_sft", warm, f"model.path={tiny}"),
              lambda: finished(warm)),
         Part("test accuracy before", 0.5, evaluate(warm / "model", out / "eval_before"),
              (out / "eval_before" / "results.json").exists),

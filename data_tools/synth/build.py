@@ -36,7 +36,8 @@ class WorldSettings:
     sft: int = 400  # questions with reasoning traces
     kind: str = "video"  # video, text or mixed (both)
     questions_per_video: int = 6
-    wrong_share: float = 0.5  # of the reasoning traces of sft_train conclude something wrong
+    wrong_share: float = 0.5  # of the reasoning traces of sft_train that look, conclude something wrong
+    hasty_share: float = 0.0  # of the reasoning traces of sft_train do not look and conclude a guess
     letter_share: float = 0.2  # of the questions that can be multiple choice are
 
 
@@ -109,7 +110,7 @@ def _check(settings: WorldSettings) -> None:
     for name in ("train", "validation", "test", "sft", "questions_per_video"):
         if getattr(settings, name) < (1 if name == "questions_per_video" else 0):
             raise VisdError(f"{name}: {getattr(settings, name)} is too small")
-    for name in ("wrong_share", "letter_share"):
+    for name in ("wrong_share", "hasty_share", "letter_share"):
         if not 0 <= getattr(settings, name) <= 1:
             raise VisdError(f"{name}: {getattr(settings, name)} must lie between 0 and 1")
 
@@ -147,6 +148,7 @@ def _video_split(split: str, count: int, settings: WorldSettings) -> Iterator[tu
                 sample_id=f"{split}-{number:05d}-{index}",
                 path=path,
                 wrong_share=settings.wrong_share if split == "sft_train" else 0.0,
+                hasty_share=settings.hasty_share if split == "sft_train" else 0.0,
                 letter_share=settings.letter_share,
             )
             for index, draft in enumerate(choose_drafts(scene, rng, min(settings.questions_per_video, left)))
@@ -160,10 +162,16 @@ def _text_split(split: str, count: int, settings: WorldSettings) -> list[Sample]
     for problem, rng in draw(split, settings.seed, "text", draw_problem):
         if len(samples) == count:
             break
-        share = settings.wrong_share if split == "sft_train" else 0.0
-        sample_id = f"text-{split}-{len(samples):05d}"
+        imperfect = split == "sft_train"
         samples.append(
-            text_sample(problem, rng, sample_id=sample_id, wrong_share=share, letter_share=settings.letter_share)
+            text_sample(
+                problem,
+                rng,
+                sample_id=f"text-{split}-{len(samples):05d}",
+                wrong_share=settings.wrong_share if imperfect else 0.0,
+                hasty_share=settings.hasty_share if imperfect else 0.0,
+                letter_share=settings.letter_share,
+            )
         )
     return samples
 

@@ -27,7 +27,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kind", choices=("video", "text", "mixed"), default=default.kind, help="mixed makes both")
     parser.add_argument("--questions-per-video", type=int, default=default.questions_per_video)
     parser.add_argument(
-        "--wrong-share", type=float, default=default.wrong_share, help="share of wrong conclusions in the traces"
+        "--wrong-share", type=float, default=default.wrong_share, help="share of wrong conclusions in traces that look"
+    )
+    parser.add_argument(
+        "--hasty-share", type=float, default=default.hasty_share, help="share of traces that do not look but guess"
     )
     parser.add_argument(
         "--letter-share", type=float, default=default.letter_share, help="share of multiple choice where possible"

@@ -34,7 +34,7 @@ def texts() -> Iterator[str]:
 
 def samples() -> Iterator[Sample]:
     """Questions of all families and answer types."""
-    options = {"wrong_share": 0.5, "letter_share": 0.3}
+    options = {"wrong_share": 0.5, "hasty_share": 0.0, "letter_share": 0.3}
     for number in range(SCENES):
         rng = generator("corpus", "video", number)
         scene = draw_scene(rng)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from data_tools.synth.questions import FAMILIES, Draft, Value
 from data_tools.synth.scene import Scene
-from data_tools.synth.trace import trace
+from data_tools.synth.trace import hasty_trace, trace
 from visd.data.manifest import LETTERS
 from visd.types import Answer, Box, Evidence, Media, Message, Sample
 
 SOURCE = "synth"
 MAX_OPTIONS = 4
+T = TypeVar("T")
 
 
 def choose_drafts(scene: Scene, rng: np.random.Generator, count: int) -> list[Draft]:
@@ -37,6 +38,7 @@ def video_sample(
     sample_id: str,
     path: str,
     wrong_share: float,
+    hasty_share: float,
     letter_share: float,
 ) -> Sample:
     """One sample of a video.
@@ -44,18 +46,20 @@ def video_sample(
     Args:
         path: of the video, relative to the data root.
         wrong_share: share of traces whose conclusion is wrong.
+        hasty_share: share of traces that do not look and conclude a guess.
         letter_share: share of multiple-choice questions among those that can be asked so.
     """
-    wrong = bool(draft.wrong) and rng.random() < wrong_share
-    concluded = draft.wrong[int(rng.integers(len(draft.wrong)))] if wrong else draft.truth
+    hasty = hasty_share > 0 and rng.random() < hasty_share
+    concluded = conclusion(draft.truth, draft.wrong, rng, None if hasty else wrong_share)
+    careful = trace(scene, draft, draft.truth)
     options = _options(draft, rng) if draft.choices and rng.random() < letter_share else ()
     value = _value(draft.truth, options)
+    rationale = hasty_trace(draft, concluded) if hasty else trace(scene, draft, concluded)
     said: dict[str, Any] = {}
-    if wrong:
-        said = {
-            "trace_answer": _json(_value(concluded, options)),
-            "verified_rationale": trace(scene, draft, draft.truth),
-        }
+    if concluded != draft.truth:
+        said["trace_answer"] = _json(_value(concluded, options))
+    if rationale != careful:
+        said["verified_rationale"] = careful
     text = draft.text + "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
     return Sample(
         id=sample_id,
@@ -65,9 +69,16 @@ def video_sample(
         messages=(Message("user", f"<video>\n{text}"),),
         answer=Answer("letter" if options else draft.type, value, options),
         evidence=_evidence(draft),
-        rationale=trace(scene, draft, concluded),
+        rationale=rationale,
         meta={"duration": float(scene.steps), "size": list(scene.size), "fps": scene.fps, **said},
     )
+
+
+def conclusion(truth: T, wrong: tuple[T, ...], rng: np.random.Generator, wrong_share: float | None) -> T:
+    """What a trace concludes: something wrong in `wrong_share` of the cases; None: a guess among all."""
+    if wrong_share is None:
+        return (truth, *wrong)[int(rng.integers(1 + len(wrong)))]
+    return wrong[int(rng.integers(len(wrong)))] if wrong and rng.random() < wrong_share else truth
 
 
 def _options(draft: Draft, rng: np.random.Generator) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.synth.samples import MAX_OPTIONS, SOURCE
+from data_tools.synth.samples import MAX_OPTIONS, SOURCE, conclusion
 from visd.data.manifest import LETTERS
 from visd.types import Answer, AnswerType, Message, Sample
 
@@ -42,19 +42,30 @@ def draw_problem(rng: np.random.Generator) -> Problem:
 
 
 def text_sample(
-    problem: Problem, rng: np.random.Generator, *, sample_id: str, wrong_share: float, letter_share: float
+    problem: Problem,
+    rng: np.random.Generator,
+    *,
+    sample_id: str,
+    wrong_share: float,
+    hasty_share: float,
+    letter_share: float,
 ) -> Sample:
-    """One sample; its trace's steps are right, its conclusion is wrong in `wrong_share` of the cases."""
-    concluded = problem.wrong[int(rng.integers(len(problem.wrong)))] if rng.random() < wrong_share else problem.truth
+    """One sample; see `video_sample`. The steps of a trace that has any are right."""
+    hasty = hasty_share > 0 and rng.random() < hasty_share
+    concluded = conclusion(problem.truth, problem.wrong, rng, None if hasty else wrong_share)
     options: tuple[str, ...] = ()
     if problem.choices and rng.random() < letter_share:
         others = [c for c in problem.choices if c != problem.truth][: MAX_OPTIONS - 1]
         shuffled = [str(problem.truth), *others]
         rng.shuffle(shuffled)
         options = tuple(shuffled)
+    careful = _trace(problem, problem.truth)
+    rationale = f" {_concluded(concluded)}" if hasty else _trace(problem, concluded)
     said: dict[str, Any] = {}
     if concluded != problem.truth:
-        said = {"trace_answer": _value(concluded, options), "verified_rationale": _trace(problem, problem.truth)}
+        said["trace_answer"] = _value(concluded, options)
+    if rationale != careful:
+        said["verified_rationale"] = careful
     text = problem.text + "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
     return Sample(
         id=sample_id,
@@ -63,7 +74,7 @@ def text_sample(
         media=(),
         messages=(Message("user", text),),
         answer=Answer("letter" if options else problem.type, _value(problem.truth, options), options),
-        rationale=_trace(problem, concluded),
+        rationale=rationale,
         meta=said,
     )
 
@@ -73,7 +84,11 @@ def _value(value: str | float, options: tuple[str, ...]) -> str | float:
 
 
 def _trace(problem: Problem, value: str | float) -> str:
-    return f"{problem.work} so {value if isinstance(value, str) else f'{value:g}'}"
+    return f"{problem.work} {_concluded(value)}"
+
+
+def _concluded(value: str | float) -> str:
+    return f"so {value if isinstance(value, str) else f'{value:g}'}"
 
 
 def _sum(rng: np.random.Generator) -> Problem:

@@ -88,6 +88,11 @@ def trace(scene: Scene, draft: Draft, conclusion: Value) -> str:
     return f"{names} {listing(scene)}{events(scene)} :{draft.noted}{cited} so{_stated(draft, conclusion)}"
 
 
+def hasty_trace(draft: Draft, guess: Value) -> str:
+    """What someone writes who has not looked."""
+    return f" so{_stated(draft, guess)}"
+
+
 def _stated(draft: Draft, conclusion: Value) -> str:
     if draft.type == "window":
         start, end = cast(Window, conclusion)

@@ -202,6 +202,9 @@ def test_the_target_states_what_the_trace_concludes() -> None:
     sample = sample_from_record(wrong, "m:1")
     assert sft_target(sample) == "<think>red</think><answer>A</answer>"
     assert sft_target(sample, verified=True) == "<think>blue</think><answer>B</answer>"
+    poor = sample_from_record(changed("meta", {"verified_rationale": "blue"}), "m:1")
+    assert sft_target(poor) == "<think>red</think><answer>B</answer>"
+    assert sft_target(poor, verified=True) == "<think>blue</think><answer>B</answer>"
 
 
 def test_a_target_needs_a_trace() -> None:

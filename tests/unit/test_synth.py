@@ -20,7 +20,7 @@ from data_tools.synth.splits import SHARES, draw, split_of
 from data_tools.synth.text import draw_problem
 from data_tools.synth.trace import listing
 from visd.data.manifest import load_manifest
-from visd.data.targets import sft_target
+from visd.data.targets import answer_text, sft_target
 from visd.seeding import generator
 from visd.types import Sample, VisdError
 
@@ -42,7 +42,7 @@ def many() -> list[tuple[Scene, Sample]]:
     for number, scene in enumerate(scenes(200)):
         rng = generator("questions", number)
         for draft in choose_drafts(scene, rng, 8):
-            options = {"wrong_share": 0.5, "letter_share": 0.3}
+            options = {"wrong_share": 0.5, "hasty_share": 0.0, "letter_share": 0.3}
             found.append((scene, video_sample(scene, draft, rng, sample_id="x", path="v.mp4", **options)))
     return found
 
@@ -142,6 +142,22 @@ def test_wrong_traces_see_right_and_conclude_wrong(many: list[tuple[Scene, Sampl
         right_rationale = sample.meta["verified_rationale"]
         conclusion = sample.rationale.rindex(" so")
         assert sample.rationale[:conclusion] == right_rationale[: right_rationale.rindex(" so")]
+
+
+def test_hasty_traces_do_not_look_and_guess() -> None:
+    right, expected, total = 0, 0.0, 0
+    for number, scene in enumerate(scenes(200)):
+        rng = generator("hasty", number)
+        for draft in choose_drafts(scene, rng, 4):
+            options = {"wrong_share": 0.5, "hasty_share": 1.0, "letter_share": 0.3}
+            sample = video_sample(scene, draft, rng, sample_id="x", path="v.mp4", **options)
+            assert sample.rationale and sample.rationale.startswith(" so")
+            assert not any(name in sample.rationale for name in COLOURS) or draft.type == "word"
+            right += "trace_answer" not in sample.meta
+            expected, total = expected + 1 / (1 + len(draft.wrong)), total + 1
+            careful = sft_target(sample, verified=True)
+            assert listing(scene) in careful and careful.endswith(f"<answer>{answer_text(sample.answer)}</answer>")
+    assert abs(right - expected) / total < 0.05
 
 
 def test_questions_describe_one_object_only() -> None:

@@ -34,21 +34,20 @@ def box_text(xyxy: XYXY) -> str:
 def sft_target(sample: Sample, *, verified: bool = False) -> str:
     """The response that supervised training teaches: the trace, then what the trace concludes.
 
-    Traces of an imperfect annotator may conclude something wrong. Such a sample says in `meta.trace_answer` what its
-    trace concludes and in `meta.verified_rationale` what a right trace would have been. With `verified` the right one is
-    returned, which is what a prompt that reveals the truth should teach.
+    Traces of an imperfect annotator may conclude something wrong, or be poor. Such a sample says in `meta.trace_answer`
+    what its trace concludes, if that is wrong, and in `meta.verified_rationale` what a right trace would have been. With
+    `verified` the right one is returned, which is what a prompt that reveals the truth should teach.
 
     Raises:
         VisdError: the sample has no such trace.
         ManifestError: `meta.trace_answer` does not fit the answer's type.
     """
     answer, rationale, name = sample.answer, sample.rationale, "rationale"
-    if "trace_answer" in sample.meta:
-        if verified:
-            rationale, name = sample.meta.get("verified_rationale"), "meta.verified_rationale"
-        else:
-            place = Place("manifest", sample.id, "meta.trace_answer")
-            answer = answer_from_value(answer, sample.meta["trace_answer"], place)
+    if verified and ("trace_answer" in sample.meta or "verified_rationale" in sample.meta):
+        rationale, name = sample.meta.get("verified_rationale"), "meta.verified_rationale"
+    elif "trace_answer" in sample.meta:
+        place = Place("manifest", sample.id, "meta.trace_answer")
+        answer = answer_from_value(answer, sample.meta["trace_answer"], place)
     if not isinstance(rationale, str):
         raise VisdError(f"sample {sample.id!r}: field {name!r} is missing; supervised training needs a reasoning trace")
     return f"<think>{rationale}</think><answer>{answer_text(answer)}</answer>"
