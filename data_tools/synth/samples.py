@@ -53,13 +53,9 @@ def video_sample(
     concluded = conclusion(draft.truth, draft.wrong, rng, None if hasty else wrong_share)
     careful = trace(scene, draft, draft.truth)
     options = _options(draft, rng) if draft.choices and rng.random() < letter_share else ()
-    value = _value(draft.truth, options)
+    value = stated(draft.truth, options)
     rationale = hasty_trace(draft, concluded) if hasty else trace(scene, draft, concluded)
-    said: dict[str, Any] = {}
-    if concluded != draft.truth:
-        said["trace_answer"] = _json(_value(concluded, options))
-    if rationale != careful:
-        said["verified_rationale"] = careful
+    said = trace_notes(value, stated(concluded, options), rationale, careful)
     text = draft.text + "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
     return Sample(
         id=sample_id,
@@ -91,12 +87,19 @@ def _options(draft: Draft, rng: np.random.Generator) -> tuple[str, ...]:
     return tuple(options)
 
 
-def _value(value: Value, options: tuple[str, ...]) -> Value:
+def stated(value: Value, options: tuple[str, ...]) -> Value:
+    """A value, or the letter it has among the options."""
     return LETTERS[options.index(cast(str, value))] if options else value
 
 
-def _json(value: Value) -> str | float | list[float]:
-    return list(value) if isinstance(value, tuple) else value
+def trace_notes(truth: Value, concluded: Value, rationale: str, careful: str) -> dict[str, Any]:
+    """What `meta` says about a trace that concludes something wrong or is not the careful one."""
+    notes: dict[str, Any] = {}
+    if concluded != truth:
+        notes["trace_answer"] = list(concluded) if isinstance(concluded, tuple) else concluded
+    if rationale != careful:
+        notes["verified_rationale"] = careful
+    return notes
 
 
 def _evidence(draft: Draft) -> Evidence:

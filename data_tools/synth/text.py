@@ -6,11 +6,10 @@ import hashlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from data_tools.synth.samples import MAX_OPTIONS, SOURCE, conclusion
+from data_tools.synth.samples import MAX_OPTIONS, SOURCE, conclusion, stated, trace_notes
 from visd.data.manifest import LETTERS
 from visd.types import Answer, AnswerType, Message, Sample
 
@@ -61,11 +60,7 @@ def text_sample(
         options = tuple(shuffled)
     careful = _trace(problem, problem.truth)
     rationale = f" {_concluded(concluded)}" if hasty else _trace(problem, concluded)
-    said: dict[str, Any] = {}
-    if concluded != problem.truth:
-        said["trace_answer"] = _value(concluded, options)
-    if rationale != careful:
-        said["verified_rationale"] = careful
+    value = stated(problem.truth, options)
     text = problem.text + "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
     return Sample(
         id=sample_id,
@@ -73,14 +68,10 @@ def text_sample(
         family=problem.family,
         media=(),
         messages=(Message("user", text),),
-        answer=Answer("letter" if options else problem.type, _value(problem.truth, options), options),
+        answer=Answer("letter" if options else problem.type, value, options),
         rationale=rationale,
-        meta=said,
+        meta=trace_notes(value, stated(concluded, options), rationale, careful),
     )
-
-
-def _value(value: str | float, options: tuple[str, ...]) -> str | float:
-    return LETTERS[options.index(str(value))] if options else value
 
 
 def _trace(problem: Problem, value: str | float) -> str:
