@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from tests.hostile_files import write_hostile_folder
 from tests.media_files import write_video
@@ -53,6 +54,13 @@ class Greedy(DecodeTask):
         raise AssertionError(pixels.sum())
 
 
+class Resizing(DecodeTask):
+    """As torch fails where numpy would raise MemoryError."""
+
+    def decode(self) -> Frames:
+        raise AssertionError(torch.empty(400, 1000, 1000, dtype=torch.uint8).shape)
+
+
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[Decoders]:
     started = Decoders(2, 200)
@@ -79,7 +87,9 @@ def test_the_same_frames_as_here(decoders: Decoders, tmp_path: Path) -> None:
         assert (frames.times, frames.indices, frames.duration) == (here.times, here.indices, here.duration)
 
 
-@pytest.mark.parametrize(("kind", "reason"), [(Hanging, "timeout"), (Crashing, "crashed"), (Greedy, "memory")])
+@pytest.mark.parametrize(
+    ("kind", "reason"), [(Hanging, "timeout"), (Crashing, "crashed"), (Greedy, "memory"), (Resizing, "memory")]
+)
 def test_what_a_file_does_costs_that_file_only(
     decoders: Decoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[DecodeTask], reason: str
 ) -> None:

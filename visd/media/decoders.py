@@ -140,6 +140,11 @@ def _data_bytes() -> int:
 
 
 def _run(task: DecodeTask) -> Decoded:
-    decoded = task.run()
+    try:
+        decoded = task.run()
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):  # torch's way to say it
+            raise MemoryError(str(error)) from error
+        raise
     # Frames that lie in the store are mapped there by whoever wants them, instead of being sent.
     return replace(decoded, frames=None) if decoded.entry else decoded
