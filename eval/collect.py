@@ -199,7 +199,7 @@ def markdown(rows: Sequence[MethodRow], suite: Suite, name: str, before: EvalRes
         "",
         f"![curves](images/compare_{name}.png)",
         "",
-        "| method | seeds | test accuracy, sampled | minus baseline | greedy | temporal IoU | training accuracy | "
+        f"| method | seeds | {suite.eval.split} accuracy, sampled | minus baseline | greedy | temporal IoU | training accuracy | "
         "steps to the baseline's accuracy | by seed | wall-clock, s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
