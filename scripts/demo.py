@@ -60,20 +60,20 @@ def parts(out: Path, method: str, steps: int | None) -> list[Part]:
 
     return [
         Part(
-            "a small world of videos", 1.5,
+            "a small world of videos", 1.3,
             ["-m", "data_tools", "synth", "--out", str(world), "--seed", "0", "--kind", "mixed", *counts,
              "--wrong-share", str(WRONG_SHARE), "--hasty-share", str(HASTY_SHARE), "--questions-per-video", "5"],
             lambda: False,  # it checks itself what is there
         ),
         Part("a tiny Qwen2.5-VL", 0.2, ["scripts/make_tiny_model.py", "--family", "qwen2_5_vl", "--out", str(tiny)],
              (tiny / "config.json").exists),
-        Part("warm start on imperfect traces", 7.0, train("demo_sft", warm, f"model.path={tiny}"),
+        Part("warm start on imperfect traces", 8.5, train("demo_sft", warm, f"model.path={tiny}"),
              lambda: finished(warm)),
-        Part("test accuracy before", 0.5, evaluate(warm / "model", out / "eval_before"),
+        Part("test accuracy before", 0.8, evaluate(warm / "model", out / "eval_before"),
              (out / "eval_before" / "results.json").exists),
-        Part(f"training with {method}", 4.0,
+        Part(f"training with {method}", 3.5,
              train("demo", rl, f"model.path={warm / 'model'}", f"method={method}", *override), lambda: finished(rl)),
-        Part("test accuracy after", 0.5, evaluate(rl / "model", out / "eval_after"),
+        Part("test accuracy after", 0.8, evaluate(rl / "model", out / "eval_after"),
              (out / "eval_after" / "results.json").exists),
     ]  # fmt: skip
 
