@@ -56,6 +56,7 @@ def parts(out: Path, method: str, steps: int | None) -> list[Part]:
             f"root={world}",
             f"out={folder}",
             "max_new_tokens=120",
+            "batch_prompts=50",
         ]
 
     return [
