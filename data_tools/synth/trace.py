@@ -1,10 +1,14 @@
-"""Short grounded reasoning traces.
+"""Short grounded reasoning traces, one line each (broken here).
 
-    0s red a1 blue c2 1s red a1 blue c2 2s red b1 right blue c2<obj>red square</obj><box>[0.35,0.05,0.65,0.35]</box>at<t>2.0</t>s so right
+    red square blue circle
+    0s red a1 blue c2 1s red a1 blue c2 2s red b1 right blue c2
+    ; red moves right 1s 2s ; blue stays
+    : 2s red b1<obj>red square</obj><box>[0.35,0.05,0.65,0.35]</box>at<t>2.0</t>s moves right 1s 2s so right
 
-First what is seen: each second the colour and the cell of every visible object, and what has changed about it. Then one
-sighting, then the conclusion. The colour stands right before its cell, so that a model finds each cell by looking for the
-colour it has just written; changes are named where they are seen, so that a conclusion is a matter of looking them up.
+First the names of all objects; then what is seen each second, the colour and the cell of every visible object and what has
+changed about it; then what each object does; then what the question rests on, and the conclusion. The colour stands right
+before its cell, so that a model finds each cell by looking for the colour it has just written; each part can be looked up
+in the one before it, so that a conclusion needs no new look at the video.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from tests.tree import ROOT
 from visd.config import FramesSection, VideoSection
 from visd.media import store as store_module
 from visd.media.cache import FrameCache
+from visd.media.errors import DecodeError
 from visd.media.store import FrameStore, StoreSettings, entry_key
 from visd.types import Frames, Media, VisdError
 
@@ -126,6 +127,17 @@ def test_a_full_disk_stops_with_what_to_do(tmp_path: Path, workers: int) -> None
     (tmp_path / "store" / key[:2]).write_text("a file where a folder has to be")
     with pytest.raises(VisdError, match=r"data\.frames\.store: .* cannot be written"):
         cache(tmp_path, workers).get(CLIP)
+
+
+def test_a_file_that_cannot_be_read_costs_its_sample_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, size: int, mtime_ns: int) -> str:
+        raise PermissionError(13, "Permission denied", path)
+
+    write_video(tmp_path / "a.mp4")
+    monkeypatch.setattr(store_module, "_digest", refuse)
+    with pytest.raises(DecodeError, match="Permission denied") as caught:
+        cache(tmp_path).get(CLIP)
+    assert caught.value.reason == "unreadable"
 
 
 def test_processes_that_write_and_make_room_at_once_leave_whole_entries_only(tmp_path: Path) -> None:

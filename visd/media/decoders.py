@@ -55,7 +55,10 @@ class DecodeTask:
         if self.store is None:
             return Decoded(self.decode(), None, True)
         check_file(self.path)
-        entry = entry_key(self.path, self.media, self.settings, self.factor)
+        try:
+            entry = entry_key(self.path, self.media, self.settings, self.factor)
+        except OSError as error:
+            raise DecodeError("unreadable", self.path, f"the file cannot be read ({error.strerror}).") from error
         store = open_store(self.store)
         stored = store.load(entry)
         if stored is not None:
