@@ -20,7 +20,7 @@ from visd.cli import compose_config
 from visd.config import ConfigError, RunConfig, load
 from visd.media.cache import FrameCache
 from visd.media.errors import DecodeError
-from visd.media.family import family_from_config
+from visd.media.families import family_from_config
 from visd.train.run import load_samples
 from visd.types import Media, VisdError
 
@@ -65,7 +65,10 @@ def fill(config: RunConfig) -> Filled:
     if not family.has_media:
         raise ConfigError(f"model.path: {config.model.path!r} is a text-only model and needs no frames.")
     frames = FrameCache(
-        Path(config.data.root), config.prompt.video, family.pixel_factor, replace(config.data.frames, cache_mb=0)
+        Path(config.data.root),
+        family.sizes(config.prompt.video),
+        family.pixel_factor,
+        replace(config.data.frames, cache_mb=0),
     )
     media = distinct_media(config)
     filled = Filled(len(media))

@@ -6,23 +6,31 @@ from typing import Any
 
 import torch
 from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
 )
 
-from visd.media.family import Family, family_from_config
-from visd.media.positions import positions
+from visd.media.families import family_from_config
+from visd.media.families.base import Family
+from visd.media.families.internvl import InternVL
+from visd.media.families.qwen_vl import QwenVL
 from visd.policy.model import PolicyModel
 from visd.policy.policy import Policy
+from visd.policy.vision import take_tower
 from visd.types import Prompt, VisionInputs
 
 EOS = 3
 MEDIA_IDS = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "text")
+MEDIA_FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl")
+FAMILIES = (*MEDIA_FAMILIES, "text")
 
 
 def tiny_hf(family: str, seed: int = 0) -> Any:
@@ -50,8 +58,23 @@ def tiny_hf(family: str, seed: int = 0) -> Any:
         vision |= {"fullatt_block_indexes": [1], "window_size": 56, "tokens_per_second": 2}
         config = Qwen2_5_VLConfig(text_config=text | {"rope_parameters": rope}, vision_config=vision, **common)
         return Qwen2_5_VLForConditionalGeneration(config).eval()
+    if family == "internvl":
+        vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+        vision |= {"image_size": [28, 28], "patch_size": [7, 7]}
+        config = InternVLConfig(
+            text_config=text | {"model_type": "qwen3", "head_dim": 16},
+            vision_config=vision,
+            image_token_id=91,
+            image_seq_length=4,
+            tie_word_embeddings=True,
+        )
+        return InternVLForConditionalGeneration(config).eval()
     vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64, "patch_size": 16}
     text |= {"head_dim": 16, "rope_parameters": rope | {"mrope_interleaved": True}}
+    if family == "qwen3_vl_moe":
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
+        config = Qwen3VLMoeConfig(text_config=text, vision_config=vision, **common)
+        return Qwen3VLMoeForConditionalGeneration(config).eval()
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **common)).eval()
 
 
@@ -59,9 +82,7 @@ def tiny_policy(family: str, *, tower_inside: bool = False, seed: int = 0) -> Po
     """A policy around `tiny_hf`; by default with the tower frozen and outside."""
     hf = tiny_hf(family, seed)
     record = family_from_config(hf.config)
-    tower = None
-    if record.has_media and not tower_inside:
-        tower, hf.model.visual = hf.model.visual.requires_grad_(False), None
+    tower = take_tower(hf, record) if record.has_media and not tower_inside else None
     return Policy(PolicyModel(hf, record, record.has_media and tower_inside), tower, "tiny", (EOS,))
 
 
@@ -72,7 +93,7 @@ def video_prompt(family: Family, sample_id: str, grids: int = 2, rule: str = "tr
     opening, closing = [1, 2, 40 + seed % 7], [5, 6]
     if not family.has_media:
         ids, types = opening + list(range(10, 10 + grids)) + closing, []
-    elif family.timestamps_in_text:
+    elif family.timestamps_in_text or isinstance(family, InternVL):
         ids, types = list(opening), [0] * len(opening)
         for cell in range(grids):
             ids += [10 + cell, 92, *[91] * 4, 93]
@@ -83,19 +104,21 @@ def video_prompt(family: Family, sample_id: str, grids: int = 2, rule: str = "tr
         types = [0] * (len(opening) + 1) + [2] * 4 * grids
     token_types = torch.tensor(types + [0] * (len(ids) - len(types)), dtype=torch.int)
     vision = VisionInputs()
-    if family.has_media:
+    if isinstance(family, QwenVL):
         patch = 3 * family.temporal_patch_size * family.patch_size**2
         vision = VisionInputs(
             pixel_values_videos=torch.randn(grids * 16, patch, generator=numbers),
             video_grid_thw=torch.tensor([[grids, 4, 4]]),
             second_per_grid_ts=(1.0,),
         )
+    elif isinstance(family, InternVL):
+        vision = VisionInputs(pixel_values=torch.randn(grids, 3, 28, 28, generator=numbers))
     return Prompt(
         sample_id=sample_id,
         text="",
         input_ids=torch.tensor(ids),
         mm_token_type_ids=token_types,
-        position_ids=positions(family, rule, token_types, None, vision.video_grid_thw, vision.second_per_grid_ts),
+        position_ids=family.positions(token_types, vision, rule),
         vision=vision,
         frame_times=((0.0,),) if family.has_media else (),
         suffix_start=len(ids) - 1,

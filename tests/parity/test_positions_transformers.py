@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen3VLConfig, Qwen3VLModel
 
-from visd.media.family import family_from_config
-from visd.media.positions import positions
+from visd.media.families import family_from_config
+from visd.media.families.base import Family
+from visd.types import VisionInputs
 
 TOKENS_PER_SECOND = 2
 LAYOUTS: dict[str, list[tuple[str, list[int]]]] = {
@@ -40,6 +41,11 @@ def laid_out(layout: list[tuple[str, list[int]]], cells_apart: bool) -> tuple[to
         grids[kind].append(value)
     images, videos = (torch.tensor(grids[kind]) if grids[kind] else None for kind in ("image", "video"))
     return torch.tensor(types), images, videos
+
+
+def positions(family: Family, rule: str, types: Any, images: Any, videos: Any, seconds: Any = ()) -> torch.Tensor:
+    vision = VisionInputs(image_grid_thw=images, video_grid_thw=videos, second_per_grid_ts=tuple(seconds))
+    return family.positions(types, vision, rule)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, Qwen3Config
 
 from tests.media_files import write_video
 from visd.config import FramesSection, PromptSection, VideoSection
-from visd.media.processor import PromptProcessor, video_metadata
+from visd.media.families.qwen_vl import QwenVL
+from visd.media.processor import PromptProcessor
 from visd.types import DroppedSample, Media, Message, Prompt, VisdError
 
 VIDEO = VideoSection(fps=2, min_frames=4, max_frames=16, min_pixels=784, max_pixels=64 * 64)
@@ -63,12 +64,13 @@ class TestPrompt:
     def test_shapes_and_types(self, processor: PromptProcessor) -> None:
         prompt = processor.process("s", QUESTION, CLIP)
         family, length = processor.family, len(prompt)
-        assert family.video_token_id is not None
+        assert isinstance(family, QwenVL)
+        video_id = processor.tokenizer.convert_tokens_to_ids("<|video_pad|>")
         assert prompt.input_ids.shape == (length,) and prompt.input_ids.dtype == torch.long
         assert prompt.position_ids.shape == (4, length) and prompt.position_ids.dtype == torch.long
         grid = prompt.vision.video_grid_thw
         assert grid is not None and grid[0, 0] == 5 and len(prompt.frame_times[0]) == 10
-        assert torch.equal(prompt.mm_token_type_ids == 2, prompt.input_ids == family.video_token_id)
+        assert torch.equal(prompt.mm_token_type_ids == 2, prompt.input_ids == video_id)
         assert int((prompt.mm_token_type_ids == 2).sum()) == int(grid.prod()) // 4
         assert prompt.vision.pixel_values_videos is not None
         assert prompt.vision.pixel_values_videos.shape == (int(grid.prod()), 3 * 2 * family.patch_size**2)
@@ -162,7 +164,8 @@ class TestTime:
         processor = PromptProcessor.load(str(tiny_qwen2_5_vl), SECTION, root, FramesSection(workers=0))
         frames = processor._frames.get(CLIP[0])  # type: ignore[union-attr]
         assert processor.process("s", QUESTION, CLIP).vision.second_per_grid_ts == (2 * 5.0 / 10,)
-        assert video_metadata(frames, processor.family)["total_num_frames"] == 40
+        assert isinstance(processor.family, QwenVL)
+        assert processor.family.video_metadata(frames)["total_num_frames"] == 40
         faster = processor.process("s", QUESTION, (Media("video", "clip.mp4", fps=3.0),))
         assert faster.vision.second_per_grid_ts == pytest.approx((2 * 5.0 / 14,))
 

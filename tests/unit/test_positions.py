@@ -7,9 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from visd.media.family import Family, family_from_config
-from visd.media.positions import positions, qwen2_5_vl, qwen3_vl, text_only
-from visd.types import VisdError
+from visd.media.families import family_from_config
+from visd.media.families.base import Family
+from visd.media.families.qwen2_5_vl import Qwen25VL
+from visd.media.families.qwen3_vl import Qwen3VL
+from visd.media.positions import qwen2_5_vl, qwen3_vl, text_only
+from visd.types import VisdError, VisionInputs
 
 
 def video_types(before: int, tokens: int, after: int, kind: int = 2) -> list[int]:
@@ -111,19 +114,20 @@ def test_unknown_rule() -> None:
 
 
 class TestDispatch:
-    TEXT = Family("text", "qwen3", has_media=False, language_module="model")
+    TEXT = Family("text", "qwen3")
 
     def test_by_family(self) -> None:
-        qwen25 = Family("qwen2_5_vl", "", True, "", merge_size=2, tokens_per_second=2)
-        qwen3 = Family("qwen3_vl", "", True, "", merge_size=2)
+        qwen25 = Qwen25VL("qwen2_5_vl", "", merge_size=2, tokens_per_second=2)
+        qwen3 = Qwen3VL("qwen3_vl", "", merge_size=2)
         types, grid = torch.tensor([0, 2, 2, 0]), torch.tensor([[2, 2, 2]])
-        assert positions(qwen25, "vllm", types, None, grid, (1.0,))[1].tolist() == [0, 1, 3, 4]
-        assert positions(qwen3, "vllm", types, None, grid)[1].tolist() == [0, 1, 2, 3]
-        assert torch.equal(positions(self.TEXT, "vllm", [0, 0]), text_only(2))
+        vision = VisionInputs(video_grid_thw=grid, second_per_grid_ts=(1.0,))
+        assert qwen25.positions(types, vision, "vllm")[1].tolist() == [0, 1, 3, 4]
+        assert qwen3.positions(types, vision, "vllm")[1].tolist() == [0, 1, 2, 3]
+        assert torch.equal(self.TEXT.positions(torch.tensor([0, 0]), VisionInputs(), "vllm"), text_only(2))
 
     def test_text_model_refuses_media(self) -> None:
         with pytest.raises(VisdError, match="no media"):
-            positions(self.TEXT, "vllm", [0, 2], None, [[1, 2, 2]])
+            self.TEXT.positions(torch.tensor([0, 2]), VisionInputs(), "vllm")
 
 
 class TestFamily:
@@ -153,7 +157,7 @@ class TestFamily:
         family = family_from_config(config, tokenizer)
         assert family.banned_ids == (3, 11, 12, 13, 14, 15)
         assert family_from_config(config).banned_ids == (11, 12, 13, 14)
-        assert (family.pixel_factor, family.video_token_id) == (32, 12)
-        assert family.tokens_per_second == (4 if model_type == "qwen2_5_vl" else None)
-        assert family.deepstack == family.timestamps_in_text == (model_type == "qwen3_vl")
-        assert family.projector_modules[0] == "merger"
+        assert (family.pixel_factor, family.four_rows) == (32, True)
+        assert getattr(family, "tokens_per_second", None) == (4 if model_type == "qwen2_5_vl" else None)
+        assert family.timestamps_in_text == (model_type == "qwen3_vl")
+        assert family.projector_modules[0] == "model.visual.merger"

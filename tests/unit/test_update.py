@@ -119,7 +119,7 @@ def test_grpo_loss_and_gradients_equal_an_independent_implementation(
                     "pixel_values_videos": prompt.vision.pixel_values_videos,
                     "video_grid_thw": prompt.vision.video_grid_thw,
                 }
-                if run.policy.family.tokens_per_second is not None:
+                if run.policy.family.name == "qwen2_5_vl":
                     inputs["second_per_grid_ts"] = torch.tensor(prompt.vision.second_per_grid_ts)
             logits = hf(**inputs).logits[0, len(prompt) - 1 : -1].clone()
             logits[:, list(run.policy.family.banned_ids)] = float("-inf")

@@ -25,47 +25,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from visd.media.family import Family
+from visd.media.families.base import IMAGE, TEXT, VIDEO
 from visd.types import VisdError
-
-TEXT, IMAGE, VIDEO = 0, 1, 2
-"""Values of `mm_token_type_ids`."""
 
 Grid = Sequence[int]
 """Temporal cells, patch rows, patch columns."""
 
 _Block = tuple[Tensor, int]
 """Positions [3, n] relative to the block's start, and how far the text after it advances from that start."""
-
-
-def positions(
-    family: Family,
-    rule: str,
-    token_types: Sequence[int] | Tensor,
-    image_grids: Sequence[Grid] | Tensor | None = None,
-    video_grids: Sequence[Grid] | Tensor | None = None,
-    second_per_grid: Sequence[float] = (),
-) -> Tensor:
-    """[4, P] positions by the family's own function.
-
-    Args:
-        rule: `vllm` or `transformers`; matters for Qwen2.5-VL only.
-        token_types: [P], 0 text, 1 image, 2 video.
-        image_grids, video_grids: [media, 3] in patches, in the order of their placeholders.
-        second_per_grid: s covered by one temporal cell, one a video.
-
-    Raises:
-        VisdError: placeholders and grids do not fit together, or no such rule.
-    """
-    types, images, videos = _plain(token_types), _plain_grids(image_grids), _plain_grids(video_grids)
-    if family.name == "qwen2_5_vl":
-        assert family.tokens_per_second is not None
-        return qwen2_5_vl(types, images, videos, second_per_grid, family.merge_size, family.tokens_per_second, rule)
-    if family.name == "qwen3_vl":
-        return qwen3_vl(types, images, videos, family.merge_size)
-    if images or videos or any(types):
-        raise VisdError(f"the family {family.name!r} has no media, the prompt has some.")
-    return text_only(len(types))
 
 
 def text_only(length: int) -> Tensor:
@@ -82,7 +49,17 @@ def qwen2_5_vl(
     tokens_per_second: float,
     rule: str,
 ) -> Tensor:
-    """[4, P] positions of Qwen2.5-VL; see the module's docstring for the rules and `positions` for the arguments."""
+    """[4, P] positions of Qwen2.5-VL; see the module's docstring for the rules.
+
+    Args:
+        token_types: [P], 0 text, 1 image, 2 video.
+        image_grids, video_grids: in patches, in the order of their placeholders.
+        second_per_grid: s covered by one temporal cell, one a video.
+        rule: `vllm` or `transformers`.
+
+    Raises:
+        VisdError: placeholders and grids do not fit together, or no such rule.
+    """
     if rule not in ("vllm", "transformers"):
         raise VisdError(f"prompt.position_rule: {rule!r} is not one of vllm, transformers.")
     if len(second_per_grid) != len(video_grids):
@@ -159,11 +136,8 @@ def _run_end(token_types: Sequence[int], start: int) -> int:
     return end
 
 
-def _plain(types: Sequence[int] | Tensor) -> list[int]:
-    return types.tolist() if isinstance(types, Tensor) else list(types)
-
-
-def _plain_grids(grids: Sequence[Grid] | Tensor | None) -> list[Grid]:
+def plain_grids(grids: Tensor | None) -> list[Grid]:
+    """[media, 3] as lists; none for None."""
     if grids is None:
         return []
-    return grids.tolist() if isinstance(grids, Tensor) else list(grids)
+    return list(grids.tolist())

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
 from visd.config import FramesSection, PromptSection
 from visd.media.cache import FrameCache
 from visd.media.chat import check_media, conversation, find_suffix
 from visd.media.errors import DecodeError
-from visd.media.family import Family, family_from_config
-from visd.media.positions import positions
+from visd.media.families import family_from_config
+from visd.media.families.base import Family
 from visd.media.video import DecodeCounter
-from visd.types import DroppedSample, Frames, Media, Message, Prompt, VisdError, VisionInputs
+from visd.types import DroppedSample, Frames, Media, Message, Prompt, VisdError
 
 
 class PromptProcessor:
@@ -61,8 +60,9 @@ class PromptProcessor:
         family = family_from_config(config, hf.tokenizer if has_media else hf)
         if not has_media:
             return cls(model_path, family, hf, section, None)
-        _check_agreement(family, hf, model_path)
-        return cls(model_path, family, hf, section, FrameCache(root, section.video, family.pixel_factor, frames))
+        family.check_processor(hf, model_path)
+        cache = FrameCache(root, family.sizes(section.video), family.pixel_factor, frames)
+        return cls(model_path, family, hf, section, cache)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer, chat template and pixel settings into a Hugging Face folder."""
@@ -107,7 +107,7 @@ class PromptProcessor:
             text=prompt.text.removesuffix(self._suffix) + text + self._suffix,
             input_ids=torch.cat([prompt.input_ids[:start], ids, prompt.input_ids[start:]]),
             mm_token_type_ids=token_types,
-            position_ids=self._positions(token_types, prompt.vision),
+            position_ids=self.family.positions(token_types, prompt.vision, self.section.position_rule),
             suffix_start=start + len(ids),
         )
 
@@ -134,14 +134,7 @@ class PromptProcessor:
             raise DroppedSample(sample_id, error.reason, f"{media.kind} {error}") from error
 
     def _tensors(self, sample_id: str, text: str, media: Sequence[Media], decoded: Sequence[Frames]) -> Prompt:
-        if self.family.has_media:
-            inputs = self._call_processor(text, media, decoded)
-            types = inputs["mm_token_type_ids"][0].int()
-        else:
-            inputs = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")
-            types = torch.zeros(inputs["input_ids"].shape[1], dtype=torch.int)
-        ids = inputs["input_ids"][0].long()
-        vision = _vision_inputs(inputs)
+        ids, types, vision = self.family.process(self._hf, text, media, decoded)
         suffix_start = len(ids) - len(self._suffix_ids)
         if not text.endswith(self._suffix) or ids[suffix_start:].tolist() != self._suffix_ids:
             raise VisdError(
@@ -153,82 +146,12 @@ class PromptProcessor:
             text=text,
             input_ids=ids,
             mm_token_type_ids=types,
-            position_ids=self._positions(types, vision),
+            position_ids=self.family.positions(types, vision, self.section.position_rule),
             vision=vision,
             frame_times=tuple(frames.times for frames in decoded),
             suffix_start=suffix_start,
         )
 
-    def _call_processor(self, text: str, media: Sequence[Media], decoded: Sequence[Frames]) -> Any:
-        videos = [frames for item, frames in zip(media, decoded, strict=True) if item.kind == "video"]
-        images = [frames for item, frames in zip(media, decoded, strict=True) if item.kind == "image"]
-        extra: dict[str, Any] = {}
-        if videos:
-            extra["videos"] = [_channels_first(frames) for frames in videos]
-            extra["videos_kwargs"] = {
-                "do_resize": False,
-                "do_sample_frames": False,
-                "video_metadata": [video_metadata(frames, self.family) for frames in videos],
-            }
-        if images:
-            extra["images"] = [_channels_first(frames)[0] for frames in images]
-            extra["images_kwargs"] = {"do_resize": False}
-        return self._hf(text=[text], text_kwargs={"add_special_tokens": False}, return_tensors="pt", **extra)
-
-    def _positions(self, token_types: Tensor, vision: VisionInputs) -> Tensor:
-        return positions(
-            self.family,
-            self.section.position_rule,
-            token_types,
-            vision.image_grid_thw,
-            vision.video_grid_thw,
-            vision.second_per_grid_ts,
-        )
-
-
-def video_metadata(frames: Frames, family: Family) -> dict[str, Any]:
-    """What a processor or an engine must be told of frames that are already sampled.
-
-    A family that writes timestamps computes them as frame number / fps; at 1 frame a second the number is the time
-    itself, which is exact for variable frame rates too. The others need the sampled rate, which is the number of
-    frames over the clip's duration.
-    """
-    if family.timestamps_in_text:
-        return {"fps": 1.0, "frames_indices": list(frames.times), "total_num_frames": len(frames.times)}
-    return {
-        "fps": frames.source_fps,
-        "frames_indices": list(frames.indices),
-        "total_num_frames": round(frames.duration * frames.source_fps),
-    }
-
-
-def _vision_inputs(inputs: Any) -> VisionInputs:
-    seconds = inputs.get("second_per_grid_ts")
-    return VisionInputs(
-        pixel_values_videos=inputs.get("pixel_values_videos"),
-        video_grid_thw=inputs.get("video_grid_thw"),
-        second_per_grid_ts=() if seconds is None else tuple(torch.as_tensor(seconds).tolist()),
-        pixel_values=inputs.get("pixel_values"),
-        image_grid_thw=inputs.get("image_grid_thw"),
-    )
-
-
-def _channels_first(frames: Frames) -> Tensor:
-    return torch.from_numpy(frames.pixels).permute(0, 3, 1, 2)
-
 
 def _reserved_tokens(tokenizer: Any) -> tuple[str, ...]:
     return tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-
-
-def _check_agreement(family: Family, hf: Any, model_path: str) -> None:
-    """The model's config and its processor must cut frames into the same patches."""
-    for part in (hf.video_processor, hf.image_processor):
-        for name in ("patch_size", "temporal_patch_size", "merge_size"):
-            if getattr(part, name) != getattr(family, name):
-                raise VisdError(
-                    f"model.path: {model_path!r} has {name} = {getattr(family, name)} in its config but "
-                    f"{getattr(part, name)} in its {type(part).__name__}; the folder mixes two models."
-                )
-        if hasattr(part, "cap_pixels_per_frame"):
-            part.cap_pixels_per_frame = False  # sizes are ours; left open it warns about its own resizing

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visd.media.family import Family
+from visd.media.families.base import Family
 from visd.policy.batch import ForwardInputs, VisionFeatures, concatenate_features
 from visd.policy.head import score_positions
-from visd.policy.vision import dummy_media, encode_media
+from visd.policy.vision import encode_media, vision_modules
 from visd.types import ScoreNeeds
 
 
@@ -88,7 +88,7 @@ class PolicyModel(nn.Module):
         return self.text_model(
             inputs_embeds=embeds,
             attention_mask=inputs.attention_mask,
-            position_ids=inputs.position_ids if self.family.has_media else inputs.position_ids[0],
+            position_ids=inputs.position_ids if self.family.four_rows else inputs.position_ids[0],
             **extra,
         )
 
@@ -96,17 +96,16 @@ class PolicyModel(nn.Module):
         """Features to inject, and a zero that keeps a trained tower in the graph where there is no media."""
         if not self.tower_inside:
             return inputs.features, None
-        tower = self.hf.get_submodule(self.family.vision_module)
+        modules = vision_modules(self.hf, self.family)
         if inputs.media:
             types = [row[mask] for row, mask in zip(inputs.mm_token_type_ids, inputs.attention_mask, strict=True)]
             with_media = [row.cpu() for row in types if bool((row > 0).any())]
-            return concatenate_features(encode_media(tower, inputs.media, with_media)), None
-        device = inputs.input_ids.device
-        patch_dim = 3 * self.family.temporal_patch_size * self.family.patch_size**2
-        dummy = dummy_media(patch_dim, self.family.merge_size)
-        feature = encode_media(tower, [dummy], [torch.full((1,), 2)])[0]
+            return concatenate_features(encode_media(self.family, modules, inputs.media, with_media)), None
+        dummy = [self.family.dummy_media()], [self.family.dummy_types()]
+        feature = encode_media(self.family, modules, *dummy)[0]
         levels: Sequence[Tensor] = (feature.embeds, *feature.deepstack)
-        return None, sum((level.sum() for level in levels), torch.zeros((), device=device)) * 0.0
+        nothing = torch.zeros((), device=inputs.input_ids.device)
+        return None, sum((level.sum() for level in levels), nothing) * 0.0
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 
 from visd.config import ConfigError, ModelSection
-from visd.media.family import Family, family_from_config
+from visd.media.families import family_from_config
+from visd.media.families.base import Family
 from visd.policy.batch import Row, VisionFeatures, build_inputs
 from visd.policy.model import PolicyModel
-from visd.policy.vision import encode_media, multiply_patches
+from visd.policy.vision import Tower, encode_media, multiply_patches, take_tower, vision_modules
 from visd.types import Prompt, ScoreNeeds, TokenScores, VisdError
 
 Forward = Callable[..., dict[str, Tensor]]
@@ -33,7 +34,7 @@ class ModuleCount:
 class Policy:
     """The policy: the trained module, its frozen vision tower if that stands outside, and the ids it may not sample."""
 
-    def __init__(self, model: PolicyModel, tower: nn.Module | None, source: str, eos_ids: tuple[int, ...]):
+    def __init__(self, model: PolicyModel, tower: Tower | None, source: str, eos_ids: tuple[int, ...]):
         self.model = model
         self.tower = tower
         self.source = source  # folder or hub id the weights came from
@@ -61,9 +62,10 @@ class Policy:
         freeze(hf, family, frozen)
         if section.gradient_checkpointing:
             hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if family.has_media:
-            multiply_patches(hf.get_submodule(family.vision_module))
-        tower = _take_tower(hf, family, compute) if {"encoder", "projector"} <= frozen else None
+        for module in vision_modules(hf, family):
+            multiply_patches(module)
+        outside = family.has_media and {"encoder", "projector"} <= frozen
+        tower = take_tower(hf, family).to(compute) if outside else None
         eos = _eos_ids(hf.generation_config, hf.config)
         model = PolicyModel(hf, family, tower_inside=family.has_media and tower is None)
         policy = cls(model.to(device), tower.to(device) if tower is not None else None, section.path, eos)
@@ -91,7 +93,7 @@ class Policy:
         for prompt in prompts:
             if not prompt.vision.empty and prompt.sample_id not in self._features:
                 self._features[prompt.sample_id] = encode_media(
-                    self.tower, [prompt.vision], [prompt.mm_token_type_ids]
+                    self.family, list(self.tower), [prompt.vision], [prompt.mm_token_type_ids]
                 )[0]
                 self.tower_calls += 1
             features.append(self._features.get(prompt.sample_id))
@@ -125,14 +127,18 @@ class Policy:
     def _parts(self) -> Iterable[tuple[str, nn.Parameter]]:
         for name, parameter in self.model.hf.named_parameters():
             yield part_of(name, self.family), parameter
-        for name, parameter in self.tower.named_parameters() if self.tower is not None else ():
-            yield part_of(f"{self.family.vision_module}.{name}", self.family), parameter
+        for path, module in self._outside():
+            for name, parameter in module.named_parameters():
+                yield part_of(f"{path}.{name}", self.family), parameter
+
+    def _outside(self) -> Iterable[tuple[str, nn.Module]]:
+        """The modules of the tower outside, by their paths in the Hugging Face model."""
+        return zip(self.family.vision_modules, self.tower, strict=True) if self.tower is not None else ()
 
     def tower_state(self) -> dict[str, Tensor]:
         """The outside tower's weights under their names in the Hugging Face model."""
-        if self.tower is None:
-            return {}
-        return {f"{self.family.vision_module}.{k}": v for k, v in self.tower.state_dict().items()}
+        states = ((path, module.state_dict()) for path, module in self._outside())
+        return {f"{path}.{name}": value for path, state in states for name, value in state.items()}
 
 
 def compute_dtype(section: ModelSection, device: torch.device) -> torch.dtype:
@@ -144,10 +150,13 @@ def compute_dtype(section: ModelSection, device: torch.device) -> torch.dtype:
 
 def part_of(name: str, family: Family) -> str:
     """encoder, projector or language, by a parameter's name in the Hugging Face model."""
-    if not family.has_media or not name.startswith(family.vision_module + "."):
-        return "language"
-    inner = name[len(family.vision_module) + 1 :]
-    return "projector" if inner.split(".")[0] in family.projector_modules else "encoder"
+    if _below(name, family.projector_modules):
+        return "projector"
+    return "encoder" if _below(name, family.vision_modules) else "language"
+
+
+def _below(name: str, paths: Iterable[str]) -> bool:
+    return any(name.startswith(f"{path}.") for path in paths)
 
 
 def frozen_parts(names: Sequence[str]) -> set[str]:
@@ -182,16 +191,6 @@ def _load_whole(section: ModelSection, family: Family, dtype: torch.dtype) -> An
             "Take a complete checkpoint of this architecture."
         )
     return hf
-
-
-def _take_tower(hf: Any, family: Family, dtype: torch.dtype) -> nn.Module | None:
-    if not family.has_media:
-        return None
-    parent_name, _, child = family.vision_module.rpartition(".")
-    parent = hf.get_submodule(parent_name)
-    tower = getattr(parent, child)
-    setattr(parent, child, None)
-    return tower.to(dtype).eval().requires_grad_(False)
 
 
 def _eos_ids(generation: GenerationConfig, config: Any) -> tuple[int, ...]:

@@ -1,17 +1,14 @@
-"""The vision tower: media in, one embedding a placeholder token out."""
+"""The vision tower: taken out of the model where it is frozen; media in, one embedding a placeholder token out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
+from visd.media.families.base import Family
 from visd.policy.batch import VisionFeatures
 from visd.types import VisionInputs
-
-IMAGE, VIDEO = 1, 2
-"""Values of `mm_token_type_ids`."""
 
 
 class PatchProduct(nn.Conv3d):
@@ -34,55 +31,26 @@ def multiply_patches(tower: nn.Module) -> None:
             module.__class__ = PatchProduct
 
 
+class Tower(nn.ModuleList):
+    """A family's frozen vision modules outside the trained module, in the order of `Family.vision_modules`."""
+
+
+def take_tower(hf: nn.Module, family: Family) -> Tower:
+    """Take the vision modules out of a model, so that they are neither sharded nor part of its forward."""
+    modules = vision_modules(hf, family)
+    for path in family.vision_modules:
+        parent, _, child = path.rpartition(".")
+        setattr(hf.get_submodule(parent), child, None)
+    return Tower(modules).eval().requires_grad_(False)
+
+
+def vision_modules(hf: nn.Module, family: Family) -> list[nn.Module]:
+    """A model's vision modules, in the order of `Family.vision_modules`."""
+    return [hf.get_submodule(path) for path in family.vision_modules]
+
+
 def encode_media(
-    tower: nn.Module, media: Sequence[VisionInputs], token_types: Sequence[Tensor]
+    family: Family, modules: Sequence[nn.Module], media: Sequence[VisionInputs], token_types: Sequence[Tensor]
 ) -> list[VisionFeatures]:
-    """Run the tower once over all media of several prompts.
-
-    Args:
-        media: per prompt, not empty.
-        token_types: per prompt, [P] token types, which say in what order images and videos stand.
-
-    Returns:
-        One `VisionFeatures` a prompt.
-    """
-    pixels, grids = [], []
-    for item in media:
-        for values, grid in ((item.pixel_values, item.image_grid_thw), (item.pixel_values_videos, item.video_grid_thw)):
-            if values is not None and grid is not None:
-                pixels.append(values)
-                grids.append(grid)
-    parameter = next(tower.parameters())
-    output = tower(
-        torch.cat(pixels).to(parameter.device, parameter.dtype),
-        grid_thw=torch.cat(grids).to(parameter.device),
-        return_dict=True,
-    )
-    levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
-    counts = [int((types > 0).sum()) for types in token_types]
-    split = [torch.split(level, counts) for level in levels]
-    features = []
-    for i, types in enumerate(token_types):
-        order = _placeholder_order(types).to(parameter.device)
-        features.append(VisionFeatures(split[0][i][order], tuple(level[i][order] for level in split[1:])))
-    return features
-
-
-def _placeholder_order(types: Tensor) -> Tensor:
-    """The tower was given images before videos; where each placeholder, in prompt order, finds its feature."""
-    kinds = types[types > 0]
-    order = torch.empty(len(kinds), dtype=torch.long)
-    images = kinds == IMAGE
-    order[images] = torch.arange(int(images.sum()))
-    order[~images] = torch.arange(int(images.sum()), len(kinds))
-    return order
-
-
-def dummy_media(patch_dim: int, merge_size: int) -> VisionInputs:
-    """The smallest video there is, for a rank that has none while others run a trained tower."""
-    grid = torch.tensor([[1, merge_size, merge_size]])
-    return VisionInputs(
-        pixel_values_videos=torch.zeros(merge_size * merge_size, patch_dim),
-        video_grid_thw=grid,
-        second_per_grid_ts=(1.0,),
-    )
+    """Features of several prompts from one call of the vision modules; see `Family.encode`."""
+    return [VisionFeatures(embeds, tuple(inner)) for embeds, *inner in family.encode(modules, media, token_types)]

@@ -39,7 +39,7 @@ class TransformersEngine(RolloutEngine):
 
         flat_seeds = [seed for row in seeds for seed in row]
         sampler = SeededSampler(flat_seeds, sampling, model.banned)
-        positions = inputs.position_ids if self.policy.family.has_media else inputs.position_ids[0]
+        positions = inputs.position_ids if self.policy.family.four_rows else inputs.position_ids[0]
         output = model.hf.generate(
             input_ids=inputs.input_ids.repeat_interleave(sampling.n, dim=0),
             attention_mask=inputs.attention_mask.repeat_interleave(sampling.n, dim=0),

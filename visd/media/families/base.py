@@ -1,0 +1,85 @@
+"""What the rest of visd must know about an architecture: its facts, and the few things that each does its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visd.config import VideoSection
+from visd.types import Frames, Media, VisdError, VisionInputs
+
+TEXT, IMAGE, VIDEO = 0, 1, 2
+"""Values of `mm_token_type_ids`."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture from outside. This base is a text-only causal language model; media families override it.
+
+    A family is one file in this package, which maps the config's `model_type` to a function in `MODEL_TYPES`.
+    """
+
+    name: str
+    model_type: str  # the config's
+    language_module: str = "model"  # path of the decoder inside the Hugging Face model
+    vision_modules: tuple[str, ...] = ()  # paths of the modules that turn pixels into embeddings
+    projector_modules: tuple[str, ...] = ()  # paths, among or below them, of what maps to the decoder's width
+    pixel_factor: int = 1  # both sides of a frame are multiples of this many pixels
+    timestamps_in_text: bool = False  # the processor writes the time of frames into the prompt
+    four_rows: bool = False  # the decoder takes [4, B, L] positions; otherwise row 0 of them
+    banned_ids: tuple[int, ...] = ()  # ids impossible to sample
+
+    @property
+    def has_media(self) -> bool:
+        return bool(self.vision_modules)
+
+    def sizes(self, settings: VideoSection) -> VideoSection:
+        """The settings with sizes of frames that this family can take."""
+        return settings
+
+    def check_processor(self, hf: Any, model_path: str) -> None:
+        """Raise VisdError unless the model's config and its Hugging Face processor belong together."""
+
+    def process(
+        self, hf: Any, text: str, media: Sequence[Media], frames: Sequence[Frames]
+    ) -> tuple[Tensor, Tensor, VisionInputs]:
+        """Rendered chat text and decoded media to ids [P], token types [P] and pixels, by the processor `hf`.
+
+        Frames are neither sampled nor resized again.
+        """
+        ids = hf(text, add_special_tokens=False, return_tensors="pt")["input_ids"][0].long()
+        return ids, torch.zeros(len(ids), dtype=torch.int), VisionInputs()
+
+    def positions(self, token_types: Tensor, vision: VisionInputs, rule: str) -> Tensor:
+        """[4, P] positions of a prompt; `rule` is `prompt.position_rule`."""
+        if bool((token_types > 0).any()):
+            raise VisdError(f"the family {self.name!r} has no media, the prompt has some.")
+        return torch.arange(len(token_types)).expand(4, -1).clone()
+
+    def encode(
+        self, modules: Sequence[nn.Module], media: Sequence[VisionInputs], token_types: Sequence[Tensor]
+    ) -> list[tuple[Tensor, ...]]:
+        """Run the vision modules once over all media of several prompts.
+
+        Args:
+            modules: those of `vision_modules`, in order.
+            media: one a prompt, not empty.
+            token_types: one a prompt, [P].
+
+        Returns:
+            One tuple a prompt: embeddings [visual tokens, hidden] in the order of its placeholders, then one such
+            tensor for each inner layer of the decoder that takes some (deepstack).
+        """
+        raise VisdError(f"the family {self.name!r} has no vision modules.")
+
+    def dummy_media(self) -> VisionInputs:
+        """The least that `encode` can be given, for a rank without media while others run a trained tower."""
+        raise VisdError(f"the family {self.name!r} has no vision modules.")
+
+    def dummy_types(self) -> Tensor:
+        """Token types that go with `dummy_media`."""
+        raise VisdError(f"the family {self.name!r} has no vision modules.")

@@ -1,0 +1,148 @@
+"""What Qwen2.5-VL and Qwen3-VL share: patches of frame pairs, merged 2 x 2, and positions in time, height and width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visd.media.families.base import IMAGE, VIDEO, Family
+from visd.types import Frames, Media, VisdError, VisionInputs
+
+
+@dataclass(frozen=True)
+class QwenVL(Family):
+    """Base of the Qwen families with vision."""
+
+    patch_size: int = 0  # pixels
+    temporal_patch_size: int = 0  # frames
+    merge_size: int = 0  # patches merged along each side into one token
+
+    def check_processor(self, hf: Any, model_path: str) -> None:
+        for part in (hf.video_processor, hf.image_processor):
+            for name in ("patch_size", "temporal_patch_size", "merge_size"):
+                if getattr(part, name) != getattr(self, name):
+                    raise VisdError(
+                        f"model.path: {model_path!r} has {name} = {getattr(self, name)} in its config but "
+                        f"{getattr(part, name)} in its {type(part).__name__}; the folder mixes two models."
+                    )
+            if hasattr(part, "cap_pixels_per_frame"):
+                part.cap_pixels_per_frame = False  # sizes are ours; left open it warns about its own resizing
+
+    def video_metadata(self, frames: Frames) -> dict[str, Any]:
+        """What a processor or an engine must be told of frames that are already sampled: the sampled rate.
+
+        It is the number of frames over the clip's duration.
+        """
+        return {
+            "fps": frames.source_fps,
+            "frames_indices": list(frames.indices),
+            "total_num_frames": round(frames.duration * frames.source_fps),
+        }
+
+    def process(
+        self, hf: Any, text: str, media: Sequence[Media], frames: Sequence[Frames]
+    ) -> tuple[Tensor, Tensor, VisionInputs]:
+        videos = [item for medium, item in zip(media, frames, strict=True) if medium.kind == "video"]
+        images = [item for medium, item in zip(media, frames, strict=True) if medium.kind == "image"]
+        extra: dict[str, Any] = {}
+        if videos:
+            extra["videos"] = [channels_first(item) for item in videos]
+            extra["videos_kwargs"] = {
+                "do_resize": False,
+                "do_sample_frames": False,
+                "video_metadata": [self.video_metadata(item) for item in videos],
+            }
+        if images:
+            extra["images"] = [channels_first(item)[0] for item in images]
+            extra["images_kwargs"] = {"do_resize": False}
+        inputs = hf(text=[text], text_kwargs={"add_special_tokens": False}, return_tensors="pt", **extra)
+        seconds = inputs.get("second_per_grid_ts")
+        vision = VisionInputs(
+            pixel_values_videos=inputs.get("pixel_values_videos"),
+            video_grid_thw=inputs.get("video_grid_thw"),
+            second_per_grid_ts=() if seconds is None else tuple(torch.as_tensor(seconds).tolist()),
+            pixel_values=inputs.get("pixel_values"),
+            image_grid_thw=inputs.get("image_grid_thw"),
+        )
+        return inputs["input_ids"][0].long(), inputs["mm_token_type_ids"][0].int(), vision
+
+    def encode(
+        self, modules: Sequence[nn.Module], media: Sequence[VisionInputs], token_types: Sequence[Tensor]
+    ) -> list[tuple[Tensor, ...]]:
+        (tower,) = modules
+        pixels, grids = [], []
+        for item in media:
+            for values, grid in (
+                (item.pixel_values, item.image_grid_thw),
+                (item.pixel_values_videos, item.video_grid_thw),
+            ):
+                if values is not None and grid is not None:
+                    pixels.append(values)
+                    grids.append(grid)
+        parameter = next(tower.parameters())
+        output = tower(
+            torch.cat(pixels).to(parameter.device, parameter.dtype),
+            grid_thw=torch.cat(grids).to(parameter.device),
+            return_dict=True,
+        )
+        levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+        counts = [int((types > 0).sum()) for types in token_types]
+        split = [torch.split(level, counts) for level in levels]
+        orders = [_placeholder_order(types).to(parameter.device) for types in token_types]
+        return [tuple(level[i][order] for level in split) for i, order in enumerate(orders)]
+
+    def dummy_media(self) -> VisionInputs:
+        side = self.merge_size
+        return VisionInputs(
+            pixel_values_videos=torch.zeros(side * side, 3 * self.temporal_patch_size * self.patch_size**2),
+            video_grid_thw=torch.tensor([[1, side, side]]),
+            second_per_grid_ts=(1.0,),
+        )
+
+    def dummy_types(self) -> Tensor:
+        return torch.full((1,), VIDEO)
+
+
+def qwen_facts(config: Any) -> dict[str, Any]:
+    """Fields of `QwenVL` that stand in a config."""
+    vision = config.vision_config
+    patch = _scalar(vision.patch_size, "patch_size")
+    ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return {
+        "model_type": config.model_type,
+        "language_module": "model.language_model",
+        "vision_modules": ("model.visual",),
+        "four_rows": True,
+        "pixel_factor": patch * vision.spatial_merge_size,
+        "patch_size": patch,
+        "temporal_patch_size": _scalar(vision.temporal_patch_size, "temporal_patch_size"),
+        "merge_size": vision.spatial_merge_size,
+        "banned_ids": tuple(sorted(getattr(config, name) for name in ids)),
+    }
+
+
+def channels_first(frames: Frames) -> Tensor:
+    """[N, 3, H, W] uint8."""
+    return torch.from_numpy(frames.pixels).permute(0, 3, 1, 2)
+
+
+def _placeholder_order(types: Tensor) -> Tensor:
+    """The tower was given images before videos; where each placeholder, in prompt order, finds its feature."""
+    kinds = types[types > 0]
+    order = torch.empty(len(kinds), dtype=torch.long)
+    images = kinds == IMAGE
+    order[images] = torch.arange(int(images.sum()))
+    order[~images] = torch.arange(int(images.sum()), len(kinds))
+    return order
+
+
+def _scalar(value: int | list[int] | tuple[int, ...], name: str) -> int:
+    if isinstance(value, int):
+        return value
+    if len(set(value)) != 1:
+        raise VisdError(f"model.path: vision_config.{name} = {value} is not square, which is not supported.")
+    return value[0]
