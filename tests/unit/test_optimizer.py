@@ -13,6 +13,7 @@ from tests.runs import small_config
 from visd.config import ConfigError, OptimSection
 from visd.parallel.place import Place
 from visd.parallel.single import SingleProcess
+from visd.train.muon import orthogonalised
 from visd.train.optimizer import MuonWithAdamW, learning_rate, optimizer_factory, split_for_muon
 from visd.train.run import set_up
 
@@ -54,7 +55,7 @@ def test_only_matrices_inside_the_model_are_muons() -> None:
     assert {id(p) for p in others} == {id(p) for p in model.parameters()} - {id(model.inner.weight)}
 
 
-def test_it_is_torchs_muon_and_torchs_adamw_side_by_side() -> None:
+def test_it_is_torchs_muon_up_to_its_bfloat16_and_torchs_adamw_side_by_side() -> None:
     mine, theirs = net(), net()
     train(mine, optimizer_factory(SECTION, mine)(list(mine.parameters())), 5)
     muon = torch.optim.Muon([theirs.inner.weight], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
@@ -67,7 +68,23 @@ def test_it_is_torchs_muon_and_torchs_adamw_side_by_side() -> None:
         nn.functional.cross_entropy(theirs(torch.arange(5)), torch.arange(5).roll(step)).backward()
         muon.step()
         adamw.step()
-    assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
+    moved = (theirs.inner.weight - net().inner.weight).norm()
+    assert (mine.inner.weight - theirs.inner.weight).norm() < 0.02 * moved
+    for name in ("table.weight", "inner.bias"):  # the gradient of the patches is 0 up to rounding
+        torch.testing.assert_close(mine.get_parameter(name), theirs.get_parameter(name), atol=1e-3, rtol=0.0)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 32), (2, 32, 4)], ids=str)
+def test_directions_stay_and_singular_values_become_about_one(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3
+    u, values, v = torch.linalg.svd(matrices, full_matrices=False)
+    inner = u.mT @ orthogonalised(matrices) @ v.mT
+    new = torch.diagonal(inner, dim1=1, dim2=2)
+    well_conditioned = values > 0.05 * values[:, :1]
+    assert well_conditioned.float().mean() > 0.9
+    assert ((new > 0.6) & (new < 1.3))[well_conditioned].all()
+    torch.testing.assert_close(inner, torch.diag_embed(new), atol=1e-4, rtol=0.0)
+    torch.testing.assert_close(orthogonalised(matrices)[1], orthogonalised(matrices[1:2])[0], atol=1e-5, rtol=0.0)
 
 
 def test_the_learning_rate_reaches_both() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from visd.config import OptimSection
+from visd.train.muon import Muon
 
 
 def learning_rate(section: OptimSection, step: int, steps: int) -> float:
@@ -53,19 +54,10 @@ def split_for_muon(model: nn.Module, parameters: list[nn.Parameter]) -> tuple[li
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for matrices, AdamW for all else, as one optimiser with one state.
-
-    The update of a matrix has the size that AdamW's would have (arXiv 2502.16982), so that both share `optim.lr`.
-    """
+    """Muon for matrices, AdamW for all else, as one optimiser with one state and one learning rate."""
 
     def __init__(self, section: OptimSection, matrices: list[nn.Parameter], others: list[nn.Parameter]):
-        muon = torch.optim.Muon(
-            matrices,
-            lr=section.lr,
-            momentum=section.momentum,
-            weight_decay=section.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        muon = Muon(matrices, section.lr, section.momentum, section.weight_decay)
         self.parts: list[torch.optim.Optimizer] = [muon, adamw(section, others)] if others else [muon]
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share()
