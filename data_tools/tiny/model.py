@@ -1,4 +1,4 @@
-"""Tiny Qwen2.5-VL and Qwen3-VL models with random weights, saved as ordinary Hugging Face folders."""
+"""Tiny Qwen2.5-VL, Qwen3-VL and InternVL models with random weights, saved as ordinary Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from typing import Any
 import torch
 from transformers import (
     GenerationConfig,
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -24,11 +29,13 @@ from transformers import (
 )
 
 from data_tools.synth.corpus import texts
-from data_tools.tiny.template import CHAT_TEMPLATE
-from data_tools.tiny.tokenizer import END_OF_TEXT, END_OF_TURN, train_tokenizer
+from data_tools.tiny.template import CHAT_TEMPLATE, INTERNVL_CHAT_TEMPLATE
+from data_tools.tiny.tokenizer import END_OF_TEXT, END_OF_TURN, INTERNVL_TOKENS, train_tokenizer
 from visd.types import VisdError
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "internvl")
+TILE, TILE_PATCH = 56, 14
+"""Pixels of an InternVL tile and of its patches, along each side."""
 MAX_FRAME_TOKENS = 64
 """Merged visual tokens of the largest frame the processors make."""
 
@@ -62,12 +69,9 @@ def make_tiny_model(out: Path, settings: TinySettings) -> int:
         VisdError: unknown family, sizes that do not fit together, or `out` exists.
     """
     _check(out, settings)
-    tokenizer = train_tokenizer(texts())
+    tokenizer = train_tokenizer(texts(), INTERNVL_TOKENS if settings.family == "internvl" else None)
     torch.manual_seed(settings.seed)
-    if settings.family == "qwen2_5_vl":
-        model: Any = Qwen2_5_VLForConditionalGeneration(_qwen2_5_vl(settings, tokenizer))
-    else:
-        model = Qwen3VLForConditionalGeneration(_qwen3_vl(settings, tokenizer))
+    model = _model(settings, tokenizer)
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -80,6 +84,14 @@ def make_tiny_model(out: Path, settings: TinySettings) -> int:
     _processor(settings.family, tokenizer).save_pretrained(partial)
     os.replace(partial, out)
     return sum(p.numel() for p in model.parameters())
+
+
+def _model(settings: TinySettings, tokenizer: PreTrainedTokenizerFast) -> Any:
+    if settings.family == "qwen2_5_vl":
+        return Qwen2_5_VLForConditionalGeneration(_qwen2_5_vl(settings, tokenizer))
+    if settings.family == "qwen3_vl":
+        return Qwen3VLForConditionalGeneration(_qwen3_vl(settings, tokenizer))
+    return InternVLForConditionalGeneration(_internvl(settings, tokenizer))
 
 
 def _check(out: Path, settings: TinySettings) -> None:
@@ -173,7 +185,47 @@ def _qwen3_vl(settings: TinySettings, tokenizer: PreTrainedTokenizerFast) -> Qwe
     return Qwen3VLConfig(text_config=text, vision_config=vision, **_common(settings, tokenizer))
 
 
-def _processor(family: str, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor | Qwen3VLProcessor:
+def _internvl(settings: TinySettings, tokenizer: PreTrainedTokenizerFast) -> InternVLConfig:
+    """Tiles of four tokens, and Qwen3 for the text."""
+    text = {**_text(settings, tokenizer, {}), "head_dim": settings.text_width // settings.text_heads}
+    vision = {
+        "hidden_size": settings.vision_width,
+        "intermediate_size": settings.vision_mlp,
+        "num_hidden_layers": settings.vision_layers,
+        "num_attention_heads": settings.vision_heads,
+        "image_size": [TILE, TILE],
+        "patch_size": [TILE_PATCH, TILE_PATCH],
+        "initializer_range": settings.init_range,
+    }
+    return InternVLConfig(
+        text_config={**text, "model_type": "qwen3", "tie_word_embeddings": True},
+        vision_config=vision,
+        image_token_id=_id(tokenizer, "<IMG_CONTEXT>"),
+        image_seq_length=_tile_tokens(),
+        tie_word_embeddings=True,
+    )
+
+
+def _tile_tokens() -> int:
+    return (TILE // TILE_PATCH // 2) ** 2
+
+
+def _internvl_processor(tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
+    size = {"height": TILE, "width": TILE}
+    return InternVLProcessor(
+        image_processor=GotOcr2ImageProcessor(size=size, crop_to_patches=False),
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(size=size),
+        image_seq_length=_tile_tokens(),
+        chat_template=INTERNVL_CHAT_TEMPLATE,
+    )
+
+
+def _processor(
+    family: str, tokenizer: PreTrainedTokenizerFast
+) -> Qwen2_5_VLProcessor | Qwen3VLProcessor | InternVLProcessor:
+    if family == "internvl":
+        return _internvl_processor(tokenizer)
     patch = 14 if family == "qwen2_5_vl" else 16
     factor = 2 * patch
     size = {"shortest_edge": 4 * factor**2, "longest_edge": MAX_FRAME_TOKENS * factor**2}

@@ -1,4 +1,4 @@
-"""The ChatML template of the Qwen families: `<|im_start|>role`, the content with its media, `<|im_end|>`."""
+"""ChatML templates: `<|im_start|>role`, the content with its media, `<|im_end|>`; as in Qwen's models and in InternVL's."""
 
 from __future__ import annotations
 
@@ -24,3 +24,7 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
+
+INTERNVL_CHAT_TEMPLATE = CHAT_TEMPLATE.replace(
+    "<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\\n"
+).replace("<|vision_start|><|video_pad|><|vision_end|>", "<video>\\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -20,6 +20,13 @@ SPECIAL = (
     "<|video_pad|>",
 )
 """Special tokens of the Qwen vision-language families."""
+INTERNVL_TOKENS: dict[str, str] = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+"""What InternVL adds, by the names that its processor asks its tokenizer for."""
 TAGS = tuple(f"<{end}{name}>" for name in ("think", "answer", "obj", "box", "t") for end in ("", "/"))
 """Tags of responses: single tokens that are part of the decoded text."""
 LARGEST_VOCABULARY = 8192
@@ -38,8 +45,8 @@ PIECES = "|".join(
 """What may become one token."""
 
 
-def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer in which every piece that occurs in `texts` is one token."""
+def train_tokenizer(texts: Iterable[str], named: Mapping[str, str] | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer in which every piece that occurs in `texts` is one token; `named` special tokens come last."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -60,11 +67,13 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     core.train_from_iterator(_without_tags(texts), trainer)
     core.add_tokens(plain)
     core.add_special_tokens(special)
+    core.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in (named or {}).values()])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token=END_OF_TURN,
         pad_token=END_OF_TEXT,
         extra_special_tokens=[token for token in SPECIAL if token not in (END_OF_TURN, END_OF_TEXT)],
+        model_specific_special_tokens=dict(named or {}),
         clean_up_tokenization_spaces=False,
         model_max_length=32768,
     )

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
 from visd.config import FramesSection, PromptSection
 from visd.media.cache import FrameCache
-from visd.media.chat import check_media, conversation, find_suffix
+from visd.media.chat import PLACEHOLDER, check_media, conversation, find_suffix
 from visd.media.errors import DecodeError
 from visd.media.families import family_from_config
 from visd.media.families.base import Family
@@ -121,7 +121,8 @@ class PromptProcessor:
                 sample_id, "media_unsupported", f"it has media, but {self.model_path!r} is a text-only model."
             )
         for message in messages:
-            if found := [token for token in self._reserved if token in message.content]:
+            text = PLACEHOLDER.sub("", message.content)  # which may be a special token of the model too
+            if found := [token for token in self._reserved if token in text]:
                 raise DroppedSample(
                     sample_id, "reserved_token", f"its text spells out the special token {found[0]!r}; remove it."
                 )
