@@ -179,7 +179,7 @@ class SftSection:
 
 @dataclass
 class ParallelSection:
-    mode: str = "none"  # none, ddp, zero2, zero3
+    mode: str = "none"  # none, ddp, zero2, zero3, fsdp2
     offload_optimizer: bool = False  # zero: optimiser state in CPU memory
     timeout_minutes: float = 10.0  # longest wait of a collective before the run stops
 
@@ -234,7 +234,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective.aggregation": ("token", "sequence"),
     "optim.algorithm": ("adamw", "muon"),
     "optim.schedule": ("constant", "cosine"),
-    "parallel.mode": ("none", "ddp", "zero2", "zero3"),
+    "parallel.mode": ("none", "ddp", "zero2", "zero3", "fsdp2"),
     "tracking.wandb": ("disabled", "offline", "online"),
 }
 

@@ -142,10 +142,13 @@ def check_full_state(backend: Backend) -> dict[str, Tensor]:
 
 
 def check_bf16(backend: Backend) -> None:
-    """bfloat16 weights under a float32 teacher; swapping the teacher in and out leaves training as it was."""
+    """Computing in bfloat16 under a float32 teacher; swapping the teacher in and out leaves training as it was."""
     plain, swapped = fresh(backend, bf16=True), fresh(backend, bf16=True)
     module: Tiny = swapped.module  # type: ignore[attr-defined]
-    assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
+    stored = torch.float32 if backend.mode == "fsdp2" else torch.bfloat16  # DeepSpeed keeps masters of its own
+    assert {p.dtype for p in swapped.local_shards().values()} == {stored}
+    with swapped.whole_weights():
+        assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
     assert module.frequencies.dtype == torch.float32
     teacher = attached(swapped)
     for step in range(3):
@@ -189,7 +192,7 @@ def main(mode: str, folder: Path, offload: bool) -> None:
     backend.setup(make_model(), adamw, MAX_NORM)
     records = check_resume(backend, folder)
     final = check_full_state(backend)
-    if mode.startswith("zero"):
+    if backend.mode in ("zero2", "zero3", "fsdp2"):
         check_bf16(backend)
     if mode == "ddp":
         check_unused(backend)

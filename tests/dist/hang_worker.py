@@ -13,7 +13,7 @@ from visd.parallel import launch
 
 
 def main(mode: str, folder: Path) -> None:
-    backend = launch(ParallelSection(mode, timeout_minutes=0.2), bf16=False, threads=1)
+    backend = launch(ParallelSection(mode, timeout_minutes=0.25), bf16=False, threads=1)
     backend.setup(make_model(), adamw, 1.0)
     train_step(backend, 0)
     if not backend.is_main:

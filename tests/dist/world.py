@@ -35,6 +35,9 @@ class Tiny(nn.Module):
         self.register_buffer("frequencies", torch.tensor([1.0, 0.1234567]), persistent=False)
         self.register_buffer("scale", torch.tensor(1.5))
 
+    def shard_units(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def forward(self, ids: Tensor) -> dict[str, Tensor]:
         x = self.embed(ids)
         x = x + self.frozen(x)

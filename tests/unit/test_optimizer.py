@@ -120,9 +120,12 @@ def test_training_goes_on_bit_exactly_from_saved_state(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
 
 
-def test_muon_is_refused_where_matrices_are_cut_up(small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
-    config = small_config(small_world, tiny_qwen2_5_vl, tmp_path, "optim.algorithm=muon", "parallel=zero3")
-    with pytest.raises(ConfigError, match=r"optim\.algorithm: muon .*zero3"):
+@pytest.mark.parametrize("mode", ["zero3", "fsdp2"])
+def test_muon_is_refused_where_matrices_are_cut_up(
+    mode: str, small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path
+) -> None:
+    config = small_config(small_world, tiny_qwen2_5_vl, tmp_path, "optim.algorithm=muon", f"parallel={mode}")
+    with pytest.raises(ConfigError, match=rf"optim\.algorithm: muon .*{mode}"):
         set_up(config)
 
 

@@ -42,9 +42,10 @@ def test_none_refuses_several_processes(monkeypatch: pytest.MonkeyPatch) -> None
         launch(ParallelSection("none"), bf16=False, threads=1)
 
 
-def test_offloading_needs_zero() -> None:
-    with pytest.raises(ConfigError, match=r"parallel\.offload_optimizer.*not with none"):
-        launch(ParallelSection("none", offload_optimizer=True), bf16=False, threads=1)
+@pytest.mark.parametrize("mode", ["none", "fsdp2"])
+def test_offloading_needs_zero(mode: str) -> None:
+    with pytest.raises(ConfigError, match=rf"parallel\.offload_optimizer.*not with {mode}"):
+        launch(ParallelSection(mode, offload_optimizer=True), bf16=False, threads=1)
 
 
 def test_threads() -> None:

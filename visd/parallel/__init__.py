@@ -1,4 +1,4 @@
-"""One interface over one process, DDP and ZeRO."""
+"""One interface over one process, DDP, ZeRO and FSDP2."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def launch(section: ParallelSection, *, bf16: bool, threads: int) -> Backend:
     if section.mode == "none" and place.world_size > 1:
         raise ConfigError(
             f"parallel.mode: none is for one process but {place.world_size} were started; "
-            "choose ddp, zero2 or zero3, or start without a launcher."
+            "choose ddp, zero2, zero3 or fsdp2, or start without a launcher."
         )
     if section.offload_optimizer and not section.mode.startswith("zero"):
         raise ConfigError(f"parallel.offload_optimizer: works with zero2 and zero3, not with {section.mode}.")
@@ -39,9 +39,12 @@ def launch(section: ParallelSection, *, bf16: bool, threads: int) -> Backend:
 
     from visd.parallel.ddp import DDP
     from visd.parallel.distributed import join
+    from visd.parallel.fsdp2 import FSDP2
     from visd.parallel.zero import Zero
 
     join(place, device, timedelta(minutes=section.timeout_minutes))
     if section.mode == "ddp":
         return DDP(place, device, bf16)
+    if section.mode == "fsdp2":
+        return FSDP2(place, device, bf16)
     return Zero(section, place, device, bf16)

@@ -1,4 +1,4 @@
-"""One interface over one process, DDP and ZeRO: the rest of visd never asks which of them runs."""
+"""One interface over one process, DDP, ZeRO and FSDP2: the rest of visd never asks which of them runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Backend(ABC):
     over micro-batches and ranks, in every mode. Every rank calls `forward`/`backward`/`step` equally often.
     """
 
-    mode: str  # none, ddp, zero2, zero3
+    mode: str  # none, ddp, zero2, zero3, fsdp2
     sharded: bool  # True: `local_shards` are parts that no other rank holds; False: every rank holds the same wholes
     rank: int
     world_size: int
@@ -44,7 +44,10 @@ class Backend(ABC):
 
     @abstractmethod
     def setup(self, module: nn.Module, optimizer: OptimizerFactory | None, max_grad_norm: float) -> None:
-        """Wrap the module; frozen parameters stay frozen. `optimizer=None` sets up for inference only."""
+        """Wrap the module; frozen parameters stay frozen. `optimizer=None` sets up for inference only.
+
+        FSDP2 asks the module for its `shard_units()`.
+        """
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:

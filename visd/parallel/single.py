@@ -46,8 +46,7 @@ class SingleProcess(Backend):
 
     def step(self, lr: float) -> StepResult:
         optimizer = self._optimizer()
-        trained = trained_parameters(self.module)
-        norm = float(nn.utils.clip_grad_norm_(trained, self.max_grad_norm))
+        norm = self._clip_gradients(trained_parameters(self.module))
         skipped = not math.isfinite(norm)
         if not skipped:
             set_learning_rate(optimizer, lr)
@@ -66,23 +65,23 @@ class SingleProcess(Backend):
     def full_state(self) -> dict[str, Tensor]:
         if not self.is_main:
             return {}
-        return {name: value.detach().to("cpu", copy=True) for name, value in saved_tensors(self.module).items()}
+        return {name: value.detach().to("cpu", copy=True) for name, value in self._tensors().items()}
 
     @torch.no_grad()
     def load_full_state(self, state: dict[str, Tensor]) -> None:
-        own = saved_tensors(self.module)
+        own = self._tensors()
         storage.check_names(own, state)
         for name, value in own.items():
             value.copy_(state[name])
 
     def fingerprint(self) -> str:
-        tensors = saved_tensors(self.module)
+        tensors = self._tensors()
         return storage.model_fingerprint((name, tuple(t.shape), t.dtype) for name, t in tensors.items())
 
     def save_training_state(self, folder: Path) -> None:
         if self.is_main:
             folder.mkdir(parents=True, exist_ok=True)
-            storage.save_tensors(folder / "weights.safetensors", dict(saved_tensors(self.module)))
+            storage.save_tensors(folder / "weights.safetensors", self._tensors())
             storage.save_tensors(folder / "optimizer.safetensors", self._optimizer_state())
             storage.write_header(folder, self._header())
 
@@ -102,6 +101,14 @@ class SingleProcess(Backend):
 
     def close(self) -> None:
         """There is no group to leave."""
+
+    def _clip_gradients(self, trained: list[nn.Parameter]) -> float:
+        """Scale gradients down to the largest norm allowed; returns the norm they had."""
+        return float(nn.utils.clip_grad_norm_(trained, self.max_grad_norm))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What is saved of the module, by name, as this rank stores it."""
+        return saved_tensors(self.module)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)

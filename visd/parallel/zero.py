@@ -22,9 +22,9 @@ from visd.config import ConfigError, ParallelSection
 from visd.parallel import storage
 from visd.parallel.base import OptimizerFactory, StepResult
 from visd.parallel.distributed import Distributed
+from visd.parallel.hooks import without_hooks
 from visd.parallel.place import Place
 from visd.parallel.single import saved_tensors, set_learning_rate, trained_parameters
-from visd.parallel.zero_shards import own_part, without_hooks
 from visd.types import VisdError
 
 
@@ -80,9 +80,11 @@ class Zero(Distributed):
                 yield self.module
                 return
             self._release()
+            offload = self.engine.optimizer.parameter_offload
+            handles = [*offload.forward_hooks, *offload.backward_hooks, offload.fwd_pre_hook]
             with (
                 self._deepspeed.zero.GatheredParameters(list(self.module.parameters())),
-                without_hooks(self.engine.optimizer.parameter_offload),
+                without_hooks(handles),
             ):
                 yield self.module
 
@@ -201,6 +203,17 @@ class Zero(Distributed):
             else:
                 # torch keeps the step count, a scalar, on the CPU unless the optimiser is fused
                 inner.state.setdefault(master, {})[key] = value.to(master.device) if value.ndim else value
+
+
+def own_part(parameter: Any, rank: int) -> Tensor:
+    """A flat view of what `rank` stores of a ZeRO-3 parameter, without the padding at the parameter's end.
+
+    The padding is uninitialised memory, so that no norm may see it. Writing to the view changes the model at the next
+    gather.
+    """
+    shard: Tensor = parameter.ds_tensor.data
+    own = min(max(parameter.ds_numel - rank * shard.numel(), 0), shard.numel())
+    return shard.narrow(0, 0, own)
 
 
 def engine_config(section: ParallelSection, bf16: bool, max_grad_norm: float, device: torch.device) -> dict[str, Any]:

@@ -42,6 +42,16 @@ class PolicyModel(nn.Module):
     def head(self) -> nn.Module:
         return self.hf.get_output_embeddings()
 
+    def shard_units(self) -> list[nn.Module]:
+        """What fully sharded training gathers at a time: the decoder's layers; a trained tower's blocks, then its rest.
+
+        The rest (embeddings, the head that may be tied to them, the last norm) is needed at both ends of every forward.
+        """
+        units = layers_of(self.text_model)
+        for module in vision_modules(self.hf, self.family) if self.tower_inside else ():
+            units += [*layers_of(module), module]
+        return units
+
     def forward(
         self,
         inputs: ForwardInputs,
@@ -106,6 +116,14 @@ class PolicyModel(nn.Module):
         levels: Sequence[Tensor] = (feature.embeds, *feature.deepstack)
         nothing = torch.zeros((), device=inputs.input_ids.device)
         return None, sum((level.sum() for level in levels), nothing) * 0.0
+
+
+def layers_of(module: nn.Module) -> list[nn.Module]:
+    """The repeated parts of a model: members of its module lists, not those of lists within them."""
+    layers: list[nn.Module] = []
+    for child in module.children():
+        layers += list(child) if isinstance(child, nn.ModuleList) else layers_of(child)
+    return layers
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:

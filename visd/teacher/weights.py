@@ -1,7 +1,7 @@
 """The teacher's weights: which they are, how they follow the student's, and how they take their place.
 
-Everything happens on what a rank stores of each trained parameter, so that no mode needs communication and ZeRO-3 needs
-no gather; frozen parameters are the student's own.
+Everything happens on what a rank stores of each trained parameter, so that no mode needs communication and ZeRO-3 and
+FSDP2 need no gather; frozen parameters are the student's own.
 """
 
 from __future__ import annotations

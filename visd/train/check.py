@@ -42,14 +42,15 @@ def forecast(run: Run) -> Forecast:
     numbers = [getattr(p, "ds_numel", p.numel()) for p in model]
     every, trained = sum(numbers), sum(n for n, p in zip(numbers, model, strict=True) if p.requires_grad)
     ranks = run.backend.world_size
-    sharded = config.parallel.mode
-    weight_share = ranks if sharded == "zero3" else 1
-    state_share = ranks if sharded in ("zero2", "zero3") else 1
+    mode = config.parallel.mode
+    weight_share = ranks if mode in ("zero3", "fsdp2") else 1
+    gradient_share = ranks if mode in ("zero2", "zero3") else 1  # fsdp2 divides a step's sum, not each micro-batch's
+    state_share = ranks if mode in ("zero2", "zero3", "fsdp2") else 1
     copies = {"live": 0, "frozen": 0, "snapshot": 1, "ema": 1}[config.teacher.weights] if run.teacher else 0
     tower = sum(p.numel() * p.element_size() for p in run.policy.tower.parameters()) if run.policy.tower else 0
     return Forecast(
         weights=every * width / weight_share,
-        gradients=trained * width / state_share,
+        gradients=trained * width / gradient_share,
         optimizer=trained * (8 + (4 if width == 2 else 0)) / state_share,
         teacher=trained * 4 * copies / weight_share,
         tower=tower,

@@ -136,10 +136,10 @@ def load_samples(config: RunConfig, split: str) -> list[Sample]:
 
 def set_up(config: RunConfig) -> Run:
     """Build every part. Nothing is written yet and no step is taken."""
-    sharded = config.parallel.mode.startswith("zero")
-    if sharded and config.optim.algorithm == "muon":
+    mode = config.parallel.mode
+    if mode in ("zero2", "zero3", "fsdp2") and config.optim.algorithm == "muon":
         raise ConfigError(
-            f"optim.algorithm: muon needs whole matrices, which {config.parallel.mode} cuts up; take adamw, or none or ddp."
+            f"optim.algorithm: muon needs whole matrices, which {mode} cuts up; take adamw, or none or ddp."
         )
     bf16 = compute_dtype(config.model, _device_type()) == torch.bfloat16
     backend = launch(config.parallel, bf16=bf16, threads=config.train.threads)
@@ -156,7 +156,9 @@ def set_up(config: RunConfig) -> Run:
     samples = load_samples(config, "train")
     method: Method = build(config.method, "method")
     judge: Judge | None = build(config.judge, "judge") if config.judge.get("_target_") else None
-    policy = Policy.load(config.model, backend.device, None if sharded or not bf16 else torch.float32)
+    # DeepSpeed keeps float32 masters of its own; elsewhere the weights themselves are float32.
+    weight_dtype = torch.float32 if bf16 and not mode.startswith("zero") else None
+    policy = Policy.load(config.model, backend.device, weight_dtype)
     processor = PromptProcessor.load(config.model.path, config.prompt, Path(config.data.root), config.data.frames)
     engine: RolloutEngine = build(config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer)
     backend.setup(policy.model, optimizer_factory(config.optim, policy.model), config.optim.max_grad_norm)
