@@ -47,6 +47,7 @@ class TransformersEngine(RolloutEngine):
             past_key_values=cache,
             generation_config=self._generation_config(sampling),
             logits_processor=[sampler],
+            synced_gpus=False,  # weights are whole here, and a rank may have nothing to sample
         )
         tokens = output[:, inputs.input_ids.shape[1] :].tolist()
         logp = torch.stack(sampler.logp, dim=1).tolist()
