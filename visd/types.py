@@ -228,6 +228,10 @@ class JudgeReport:
     def score(self, dimension: str) -> float | None:
         return getattr(self, dimension)
 
+    def contradicts(self, rewards: Rewards) -> bool | None:
+        """Whether the answer's score, right from 0.5 on, and the verifiable reward disagree; None without a score."""
+        return None if not self.usable or self.answer is None else (self.answer >= 0.5) != rewards.correct
+
 
 @dataclass(frozen=True)
 class RolloutGroup:

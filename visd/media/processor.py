@@ -73,6 +73,15 @@ class PromptProcessor:
         if self._frames is not None:
             self._frames.prefetch(media)
 
+    def frames(self, media: Media) -> Frames:
+        """The frames of a medium as the model is given them.
+
+        Raises:
+            DecodeError: the file cannot give them.
+        """
+        assert self._frames is not None, "a text-only model is given no media"
+        return self._frames.get(media)
+
     def process(self, sample_id: str, messages: Sequence[Message], media: Sequence[Media]) -> Prompt:
         """The prompt of a chat that ends with the user's turn.
 

@@ -25,7 +25,7 @@ def group_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
     metrics = Metrics()
     for group in groups:
         _rewards(metrics, group.sample.family, group.rewards)
-        _reports(metrics, group.reports)
+        _reports(metrics, group.reports, group.rewards)
         if group.advantages:
             _advantages(metrics, group)
     _rollouts(metrics, [rollout for group in groups for rollout in group.rollouts])
@@ -41,9 +41,14 @@ def _rewards(metrics: Metrics, family: str, rewards: Sequence[Rewards]) -> None:
         metrics.mean(f"reward/{name}", _known(reward.parts.get(name) for reward in rewards))
 
 
-def _reports(metrics: Metrics, reports: Sequence[JudgeReport]) -> None:
-    for dimension in DIMENSIONS if reports else ():
+def _reports(metrics: Metrics, reports: Sequence[JudgeReport], rewards: Sequence[Rewards]) -> None:
+    if not reports:
+        return
+    for dimension in DIMENSIONS:
         metrics.mean(f"judge/{dimension}", _known(r.score(dimension) for r in reports if r.usable))
+    metrics.mean("judge/usable", (report.usable for report in reports))
+    compared = (report.contradicts(of) for report, of in zip(reports, rewards, strict=False))
+    metrics.mean("judge/disagreement", _known(compared))
     for status, count in Counter(report.status for report in reports).items():
         metrics.sum(f"judge/status_{status}", count)
 

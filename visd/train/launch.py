@@ -38,6 +38,8 @@ def run_stage(config: RunConfig) -> int:
             run.tracker.close()
         return 0
     finally:
+        if run.judge is not None:
+            run.judge.close()
         run.backend.close()
 
 

@@ -28,12 +28,13 @@ def train(run: Run) -> None:
     while run.step < last:
         step = run.step
         pairs = run.step_prompts(step)
+        judge = run.judge if run.method.wants_judge(step) else None
         with run.timer.phase("rollout"):
-            groups = sample_rollouts(run, pairs, step)
+            groups = sample_rollouts(run, pairs, step, judge)
         with run.timer.phase("reward"):
             groups = [with_rewards(run, group, step) for group in groups]
         with run.timer.phase("judge"):
-            groups = with_reports(run.judge if run.method.wants_judge(step) else None, groups)
+            groups = with_reports(judge, groups)
         groups = [with_advantages(run, group) for group in groups]
         run.method.prepare(groups, run)
         with run.timer.phase("teacher"):
@@ -58,11 +59,16 @@ def last_step(run: Run) -> int:
     return min(train.steps, run.step + train.stop_after) if train.stop_after else train.steps
 
 
-def sample_rollouts(run: Run, pairs: Sequence[tuple[Sample, Prompt]], step: int) -> list[RolloutGroup]:
-    """G rollouts a prompt; the seed of each depends on run, step, sample and generation, not on who samples it."""
+def sample_rollouts(
+    run: Run, pairs: Sequence[tuple[Sample, Prompt]], step: int, judge: Judge | None = None
+) -> list[RolloutGroup]:
+    """G rollouts a prompt; the seed of each depends on run, step, sample and generation, not on who samples it.
+
+    A judge is given each batch as soon as it is there, so that it can judge while the next one is generated.
+    """
     sampling = run.sampling
     size = run.config.rollout.batch_prompts or max(len(pairs), 1)
-    groups = []
+    groups: list[RolloutGroup] = []
     with run.backend.whole_weights():
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
@@ -71,7 +77,10 @@ def sample_rollouts(run: Run, pairs: Sequence[tuple[Sample, Prompt]], step: int)
                 for sample, _ in part
             ]
             rollouts = run.engine.generate([prompt for _, prompt in part], sampling, seeds, run.policy_version)
-            groups += [RolloutGroup(s, p, r) for (s, p), r in zip(part, rollouts, strict=True)]
+            batch = [RolloutGroup(s, p, r) for (s, p), r in zip(part, rollouts, strict=True)]
+            if judge is not None:
+                judge.submit(batch)
+            groups += batch
     return groups
 
 

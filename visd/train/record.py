@@ -19,6 +19,9 @@ def record_step(run: Run, groups: Sequence[RolloutGroup], update: Update) -> Non
     tracker, gather, step = run.tracker, run.backend.all_gather_object, run.step
     metrics = common_metrics(run, update.metrics)
     metrics.update(group_metrics(groups))
+    if run.judge is not None and any(group.reports for group in groups):
+        for name, value in run.judge.take_counts().items():
+            metrics.sum(f"judge/{name}", value)
     tracker.log_step(step, reduce(metrics, gather))
     if tracker.wants_dump(step):
         records = [r for part in gather(rollout_records(step, groups, update.traces)) for r in part]

@@ -14,7 +14,7 @@ from visd.config import ConfigError, RunConfig, TeacherSection, build
 from visd.data.manifest import load_manifest
 from visd.data.prompts import PromptBuilder
 from visd.data.sampler import StepSampler
-from visd.judge.base import Judge
+from visd.judge.base import Judge, JudgeServices
 from visd.media.processor import PromptProcessor
 from visd.methods.base import Method
 from visd.observe.timing import PhaseTimer
@@ -161,6 +161,8 @@ def set_up(config: RunConfig) -> Run:
     policy = Policy.load(config.model, backend.device, weight_dtype)
     processor = PromptProcessor.load(config.model.path, config.prompt, Path(config.data.root), config.data.frames)
     engine: RolloutEngine = build(config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer)
+    if judge is not None:
+        judge.open(JudgeServices(Path(config.run.dir) / "judge", processor.frames, backend.rank, backend.world_size))
     backend.setup(policy.model, optimizer_factory(config.optim, policy.model), config.optim.max_grad_norm)
     rl = config.stage == "rl"
     teacher = attached(config.teacher, backend) if rl and method.uses_teacher else None

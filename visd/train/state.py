@@ -25,6 +25,11 @@ MAY_CHANGE = (
     "check_only", "run.dir", "run.resume", "checkpoint", "train.steps", "train.stop_after", "train.threads",
     "data.root", "data.validation", "data.test", "data.max_dropped", "data.frames",
     "prompt.video.timeout", "parallel", "tracking", "rollout.batch_prompts",
+    *(f"judge.{name}" for name in (
+        "base_url", "api_key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries",
+        "backoff", "budget_calls", "budget_tokens", "budget_usd", "usd_per_million_prompt", "usd_per_million_completion",
+        "window", "max_failure_rate", "max_disagreement", "cache", "cache_dir",
+    )),
 )  # fmt: skip
 """Fields that a resumed run may set differently; all others decide what it computes."""
 
@@ -43,7 +48,7 @@ def save_checkpoint(run: Run) -> Path:
             policy_version=run.policy_version,
             identity=identity(run),
             method=run.method.state_dict(),
-            extra={"drops": gathered_drops(run)},
+            extra={"drops": gathered_drops(run), "judge": gathered_judges(run)},
         ),
         writers,
     )
@@ -88,6 +93,8 @@ def restore(run: Run, store: CheckpointStore, path: Path) -> None:
     run.method.load_state_dict(state.method)
     run.step, run.policy_version = state.step, state.policy_version
     run.drops.by_id.update(state.extra["drops"][run.backend.rank])
+    if run.judge is not None and (judges := state.extra.get("judge")):  # the identity says it is the same judge
+        run.judge.load_state_dict(judges[run.backend.rank])
 
 
 def teachers(run: Run) -> dict[str, TeacherWeights]:
@@ -99,6 +106,11 @@ def teachers(run: Run) -> dict[str, TeacherWeights]:
 def gathered_drops(run: Run) -> list[dict[str, str]]:
     """Dropped sample ids and reasons, one entry a rank."""
     return run.backend.all_gather_object(run.drops.by_id)
+
+
+def gathered_judges(run: Run) -> list[dict[str, Any]]:
+    """What each rank's judge must remember."""
+    return run.backend.all_gather_object(run.judge.state_dict() if run.judge is not None else {})
 
 
 def store_of(run: Run) -> CheckpointStore:

@@ -38,6 +38,8 @@ def teacher_scores(run: Run, groups: Sequence[RolloutGroup], step: int) -> RowSc
     section = run.config.teacher
     items, rows = [], []
     for item in items_of(run, groups):
+        if run.judge is not None and item.group.reports and run.judge.removes_target(item.group.reports[item.index]):
+            continue
         context = run.method.context(item.group, item.index)
         text = render(context, section.context, section.max_feedback_chars) if context is not None else ""
         if text:
