@@ -1,0 +1,413 @@
+"""The language-model judge against a scripted server: nothing hangs, nothing is lost, every outcome is counted."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.judge_server import GOOD, JudgeServer, Reply, Script, completion
+from tests.tree import ROOT
+from tests.unit.reward_data import claim, group, proof, response, sample
+from visd.config import ConfigError, build
+from visd.judge.base import JudgeServices
+from visd.judge.openai import OpenAIJudge
+from visd.types import Answer, Frames, JudgeReport, Media, Rewards, RolloutGroup, VisdError
+
+OF = sample(Answer("word", "right"))
+FAST: dict[str, Any] = {"model": "judge-1", "backoff": 0.01, "timeout": 2.0, "max_failure_rate": 1.0}
+Make = Callable[..., OpenAIJudge]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """Builds opened judges and closes them."""
+    made = []
+
+    def judge(server: JudgeServer | None, frames: Callable[[Media], Frames] | None = None, **settings: Any) -> Any:
+        url = {"base_url": server.url} if server else {}
+        found = OpenAIJudge(**{**FAST, **url, **settings})
+        found.open(JudgeServices(tmp_path / "judge", frames or no_frames))
+        made.append(found)
+        return found
+
+    yield judge
+    for each in made:
+        each.close()
+
+
+def no_frames(media: Media) -> Frames:
+    raise AssertionError("a judge that sees the evidence asked for frames")
+
+
+def texts(count: int) -> RolloutGroup:
+    return group(OF, *(response(f"number {i} so right", "right") for i in range(count)))
+
+
+def statuses(reports: list[tuple[JudgeReport, ...]]) -> list[str]:
+    return [report.status for of in reports for report in of]
+
+
+def replies(*script: Reply) -> Script:
+    """The given replies, then the last one for ever."""
+    return lambda number, body: script[min(number, len(script) - 1)]
+
+
+def shown(body: dict[str, Any]) -> str:
+    return body["messages"][1]["content"]
+
+
+# ---------------------------------------------------------------------------------------------- what is sent
+
+
+def test_scores_feedback_and_spans_arrive(make: Make) -> None:
+    spans = [
+        {"quote": claim(), "dimension": "spatial", "verdict": "right"},
+        {"quote": "not there", "dimension": "logic", "verdict": "wrong"},
+    ]
+    answer = {**GOOD, "temporal": 0.25, "spatial": 0.75, "spans": spans}
+    text = response(f"I see {claim()} so right", "right")
+    with JudgeServer(replies(Reply(completion(answer)))) as server:
+        judge = make(server)
+        ((report,),) = judge.judge([group(sample(Answer("word", "right"), proof()), text)])
+    assert (report.status, report.answer, report.logic, report.temporal, report.spatial) == ("ok", 1, 0.5, 0.25, 0.75)
+    assert report.feedback == GOOD["feedback"]
+    assert [text[s.start : s.end] for s in report.spans] == [claim()]
+    counts = judge.take_counts()
+    assert (counts["calls"], counts["spans_dropped"], counts["prompt_tokens"]) == (1, 1, 100)
+    assert judge.take_counts()["calls"] == 0
+
+
+def test_the_request_is_what_the_settings_say(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "secret-1")
+    with JudgeServer() as server:
+        settings = {"temperature": 0.3, "max_tokens": 77, "extra_body": {"seed": 5, "max_tokens": None}}
+        make(server, api_key_env="JUDGE_KEY", **settings).judge([texts(1)])
+        make(server, structured="json_object", model="judge-2").judge([texts(1)])
+        make(server, structured="none", model="judge-3").judge([texts(1)])
+    first, second, third = server.requests
+    assert (first["model"], first["temperature"], first["seed"]) == ("judge-1", 0.3, 5)
+    assert "max_tokens" not in first and second["max_tokens"] == 1024
+    schema = first["response_format"]["json_schema"]
+    assert schema["strict"] and schema["schema"]["properties"]["temporal"] == {"type": "null"}
+    assert second["response_format"] == {"type": "json_object"} and "response_format" not in third
+    assert server.headers[0]["authorization"] == "Bearer secret-1"
+    assert "authorization" not in server.headers[1]
+    assert "number 0 so right" in shown(first)
+
+
+def test_frames_are_attached_where_the_judge_sees_them(make: Make) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 28, 28, 3), np.uint8)
+    frames = Frames(pixels, (0.0, 0.5, 1.0, 1.5, 2.0), (0, 1, 2, 3, 4), 2.0, 2.5)
+    of = sample(Answer("word", "right"), proof())
+    with JudgeServer() as server:
+        for sees in ("frames", "both"):
+            make(server, lambda media: frames, sees=sees, max_frames=3).judge([group(of, "x")])
+    for body, evidence in zip(server.requests, (False, True), strict=True):
+        content = body["messages"][1]["content"]
+        assert [part["type"] for part in content] == ["text", "image_url"] * 3 + ["text"]
+        assert [part["text"] for part in content[:-1:2]] == [f"Frame at {t} s:" for t in (0.0, 1.0, 2.0)]
+        assert all(part["image_url"]["url"].startswith("data:image/jpeg;base64,") for part in content[1::2])
+        assert ("verified_boxes" in content[-1]["text"]) == evidence
+        assert '"verified_answer": "right"' in content[-1]["text"]
+
+
+# -------------------------------------------------------------------------------------------------- faults
+
+BROKEN = {**GOOD, "answer": "high"}
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "calls"),
+    [
+        (replies(Reply(status=500, body=b"oops"), Reply()), "ok", 2),
+        (replies(Reply(status=429, headers={"retry-after": "0.05"}), Reply()), "ok", 2),
+        (replies(Reply(cut=20), Reply()), "ok", 2),
+        (replies(Reply(cut=0), Reply()), "ok", 2),
+        (replies(Reply(delay=0.6), Reply()), "ok", 2),
+        (replies(Reply(b"<html>busy</html>"), Reply()), "ok", 2),
+        (replies(Reply(b'{"choices": ['), Reply()), "ok", 2),
+        (replies(Reply(b'{"error": {"message": "x"}}')), "parse_failure", 3),
+        (replies(Reply(b" " * 10_000_000)), "parse_failure", 3),
+        (replies(Reply(b"x", headers={"content-encoding": "gzip"})), "parse_failure", 3),
+        (replies(Reply(completion(""))), "parse_failure", 3),
+        (replies(Reply(status=503)), "timeout", 3),
+        (replies(Reply(status=429)), "timeout", 3),
+        (replies(Reply(drip=0.05)), "timeout", 3),
+        (replies(Reply(status=400, body=b"no such model")), "refused", 1),
+        (replies(Reply(status=302, headers={"location": "/elsewhere"})), "refused", 1),
+        (replies(Reply(completion(None, refusal="I cannot"))), "refused", 1),
+        (replies(Reply(completion(GOOD).replace(b'"stop"', b'"content_filter"'))), "refused", 1),
+        (replies(Reply(completion(f"```json\n{json.dumps(GOOD)}\n```"))), "repaired", 1),
+        (replies(Reply(completion(BROKEN))), "parse_failure", 1),
+        (replies(Reply(completion("I think it is fine."))), "parse_failure", 1),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_fault_has_its_status(make: Make, script: Script, status: str, calls: int) -> None:
+    with JudgeServer(script) as server:
+        judge = make(server, retries=2, timeout=0.3)
+        started = time.monotonic()
+        ((report,),) = judge.judge([texts(1)])
+        assert time.monotonic() - started < 5
+    assert (report.status, len(server.requests), judge.take_counts()["calls"]) == (status, calls, calls)
+    if not report.usable:
+        assert report == JudgeReport(report.status)  # nothing is made up
+
+
+def test_a_server_that_is_not_there_is_a_timeout(make: Make) -> None:
+    with JudgeServer() as server:
+        pass
+    assert statuses(make(server, retries=1).judge([texts(2)])) == ["timeout"] * 2
+
+
+def test_replies_out_of_order_reach_their_rollouts(make: Make) -> None:
+    """Each answer carries the number of its rollout, and the first to be asked is the last to be answered."""
+
+    def script(number: int, body: dict[str, Any]) -> Reply:
+        which = int(shown(body).split("number ")[1].split()[0])
+        return Reply(completion({**GOOD, "answer": which / 10}), delay=0.02 * (10 - which))
+
+    with JudgeServer(script) as server:
+        reports = make(server, concurrency=10).judge([texts(10)])
+    assert [report.answer for report in reports[0]] == [i / 10 for i in range(10)]
+
+
+def test_a_storm_of_faults_loses_nothing(make: Make) -> None:
+    """Every request fails up to four times, each time otherwise; one in five is answered with nonsense then."""
+    faults = [Reply(status=500), Reply(cut=9), Reply(b"<p>"), Reply(status=429)]
+    tries: Counter[str] = Counter()
+
+    def script(number: int, body: dict[str, Any]) -> Reply:
+        text = shown(body)
+        tries[text] += 1
+        which = int(text.split("number ")[1].split()[0])
+        if tries[text] <= which % 5:
+            return faults[(which + tries[text]) % 4]
+        return Reply(completion(BROKEN if which % 5 == 0 else GOOD))
+
+    with JudgeServer(script) as server:
+        judge = make(server, retries=4, concurrency=8)
+        reports = judge.judge([texts(20), replace(texts(20), sample=replace(OF, id="s2"))])
+    expected = ["parse_failure" if i % 5 == 0 else "ok" for i in range(20)]
+    assert statuses(reports) == expected * 2
+    assert judge.take_counts()["calls"] == len(server.requests) == 40 + 2 * 4 * (1 + 2 + 3 + 4)
+    assert server.most_under_way <= 8
+
+
+# ------------------------------------------------------------------------------------- limits and budgets
+
+
+def test_no_more_requests_are_under_way_than_allowed(make: Make) -> None:
+    with JudgeServer(replies(Reply(delay=0.03))) as server:
+        make(server, concurrency=3).judge([texts(12)])
+    assert server.most_under_way == 3
+
+
+def test_equal_rollouts_are_asked_about_once(make: Make) -> None:
+    with JudgeServer() as server:
+        reports = make(server).judge([group(OF, "same", "same", "other")])
+    assert statuses(reports) == ["ok"] * 3 and len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"budget_calls": 5},
+        {"budget_tokens": 3000},
+        {"budget_usd": 0.003, "usd_per_million_prompt": 1.0, "usd_per_million_completion": 1.0},
+    ],
+)
+def test_a_budget_ends_the_asking_politely(make: Make, budget: dict[str, Any], caplog: Any) -> None:
+    """One judgement takes 120 tokens; before it is asked there must be room for its estimate, which is more."""
+    with JudgeServer() as server:
+        judge = make(server, max_tokens=100, **budget)
+        found = [statuses(judge.judge([group(OF, f"rollout {i}")]))[0] for i in range(25)]
+    asked = len(server.requests)
+    assert found == ["ok"] * asked + ["over_budget"] * (25 - asked)
+    assert asked == 5 if "budget_calls" in budget else 2 <= asked and asked * 120 < 3000
+    assert asked < 25 and caplog.text.count("budget is spent") == 1
+
+
+def test_retries_cannot_break_the_budget(make: Make) -> None:
+    with JudgeServer(replies(Reply(status=500))) as server:
+        reports = make(server, budget_calls=4, retries=9).judge([texts(3)])
+    assert len(server.requests) == 4
+    assert set(statuses(reports)) == {"timeout"}
+
+
+def test_ranks_share_limits_and_budget(tmp_path: Path) -> None:
+    judge = OpenAIJudge(model="m", concurrency=16, budget_calls=10, budget_usd=4.0, usd_per_million_prompt=1.0)
+    judge.open(JudgeServices(tmp_path, no_frames, rank=1, ranks=4))
+    assert judge._address.concurrency == 4
+    assert (judge._budget.calls, judge._budget.usd) == (3, 1.0)
+
+
+# ----------------------------------------------------------------------------------------- cache and resume
+
+
+def test_answers_are_replayed_without_the_server(make: Make) -> None:
+    with JudgeServer(lambda number, body: Reply(completion({**GOOD, "answer": number / 8}))) as server:
+        first = make(server, concurrency=1)
+        told, counted = first.judge([texts(4)]), first.take_counts()
+    again = make(None, cache="read_only")
+    assert again.judge([texts(4)]) == told
+    assert again.take_counts() == {**counted, "replayed": 4}
+    assert again.state_dict() == first.state_dict()
+    missing = make(None, cache="read_only").judge([texts(5)])
+    assert statuses(missing) == ["ok"] * 4 + ["skipped"]
+
+
+def test_what_failed_on_the_way_is_asked_again_but_replayed_as_it_was(make: Make) -> None:
+    with JudgeServer(replies(Reply(status=500), Reply())) as server:
+        assert statuses(make(server, retries=0).judge([texts(1)])) == ["timeout"]
+        assert statuses(make(None, cache="read_only").judge([texts(1)])) == ["timeout"]
+        assert statuses(make(server, retries=0).judge([texts(1)])) == ["ok"]
+    assert statuses(make(None, cache="read_only").judge([texts(1)])) == ["ok"]
+
+
+def test_without_a_cache_everything_is_asked(make: Make, tmp_path: Path) -> None:
+    with JudgeServer() as server:
+        for _ in range(2):
+            make(server, cache="off").judge([texts(1)])
+    assert len(server.requests) == 2 and not list(tmp_path.rglob("*.sqlite"))
+
+
+def test_the_answers_may_lie_elsewhere(make: Make, tmp_path: Path) -> None:
+    with JudgeServer() as server:
+        make(server, cache_dir=str(tmp_path / "shared")).judge([texts(1)])
+    assert [path.name for path in (tmp_path / "shared").glob("*.sqlite")] == ["answers-00000.sqlite"]
+
+
+def test_a_damaged_file_of_answers_is_named(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "answers-00000.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(VisdError, match=r"answers-00000\.sqlite"):
+        make(None).judge([texts(1)])
+
+
+# ------------------------------------------------------------------------------------------- stop thresholds
+
+
+def test_too_many_failures_stop_the_run_and_say_why(make: Make) -> None:
+    reply = Reply(status=401, body=b"bad key")
+    with JudgeServer(replies(reply)) as server, pytest.raises(VisdError, match="refused: 6.*HTTP 401: bad key"):
+        make(server, window=10, max_failure_rate=0.5).judge([texts(6)])
+    with JudgeServer(replies(reply)) as server:
+        assert statuses(make(server, window=10, max_failure_rate=0.5).judge([texts(5)])) == ["refused"] * 5
+
+
+def test_the_window_of_failures_survives_a_restart(make: Make) -> None:
+    with JudgeServer(replies(Reply(status=400))) as server:
+        first = make(server, window=10, max_failure_rate=0.5)
+        first.judge([texts(5)])
+        second = make(server, window=10, max_failure_rate=0.5)
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        with pytest.raises(VisdError, match="failed 6 of the last 6"):
+            second.judge([group(OF, "one more")])
+
+
+def test_a_judge_that_contradicts_the_reward_stops_the_run(make: Make) -> None:
+    wrong = Rewards(0.0, {}, correct=False, accuracy=0.0)
+    with JudgeServer() as server:
+        judge = make(server, window=8, max_disagreement=0.5)
+        judge.judge([replace(texts(4), rewards=(wrong,) * 4)])
+        with pytest.raises(VisdError, match="contradicted the verifiable reward 8 of the last 8"):
+            judge.judge([replace(group(OF, *"abcd"), rewards=(wrong,) * 4)])
+        judge = make(server, window=8, max_disagreement=0.5)
+        judge.judge([replace(texts(8), rewards=(replace(wrong, correct=True),) * 8)])
+
+
+def test_a_failed_judgement_takes_the_teacher_away_only_if_asked_to() -> None:
+    failed, fine = JudgeReport("timeout"), JudgeReport("ok")
+    assert not OpenAIJudge().removes_target(failed)
+    asked = OpenAIJudge(on_failure="teacher")
+    assert asked.removes_target(failed) and not asked.removes_target(fine)
+
+
+# ------------------------------------------------------------------------------------------------ overlap
+
+
+def test_submitted_groups_are_judged_meanwhile(make: Make) -> None:
+    with JudgeServer(replies(Reply(delay=0.2))) as server:
+        judge = make(server)
+        judge.submit([texts(4)])
+        time.sleep(0.4)  # the main thread does something else
+        started = time.monotonic()
+        reports = judge.judge([texts(4)])
+        assert time.monotonic() - started < 0.15
+    assert statuses(reports) == ["ok"] * 4 and len(server.requests) == 4
+
+
+def test_closing_gives_up_what_is_under_way(make: Make) -> None:
+    with JudgeServer(replies(Reply(delay=1.0))) as server:
+        judge = make(server, timeout=60)
+        judge.submit([texts(4)])
+        started = time.monotonic()
+        judge.close()
+        assert time.monotonic() - started < 0.5
+
+
+# ----------------------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"sees": "all"}, "judge.sees"),
+        ({"structured": "xml"}, "judge.structured"),
+        ({"on_failure": "zero"}, "judge.on_failure"),
+        ({"cache": "maybe"}, "judge.cache"),
+        ({"concurrency": 0}, "judge.concurrency"),
+        ({"retries": -1}, "judge.retries"),
+        ({"max_failure_rate": 1.5}, "judge.max_failure_rate"),
+        ({"base_url": "ftp://x"}, "judge.base_url"),
+        ({"base_url": "http://me:pw@host/v1"}, "judge.base_url"),
+        ({"budget_usd": 1.0}, "judge.budget_usd"),
+        ({"api_key": "x"}, "judge.api_key"),
+    ],
+)
+def test_a_wrong_setting_is_refused(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=field.replace(".", r"\.")):
+        build({"_target_": "visd.judge.openai.OpenAIJudge", **settings}, "judge")
+
+
+def test_a_key_in_the_configuration_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigError, match=r"judge\.api_key_env") as error:
+        OpenAIJudge(api_key_env="sk-very-secret")
+    assert "secret" not in str(error.value)
+
+
+def test_a_missing_model_or_key_is_told_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    services = JudgeServices(tmp_path, no_frames)
+    with pytest.raises(ConfigError, match=r"judge\.model"):
+        OpenAIJudge().open(services)
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
+        OpenAIJudge(model="m", api_key_env="NO_SUCH_KEY").open(services)
+
+
+def test_a_key_is_not_repeated_by_what_the_server_says(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "secret-1")
+    with JudgeServer(replies(Reply(status=401, body=b"bad key secret-1"))) as server:
+        make(server, api_key_env="JUDGE_KEY").judge([texts(1)])
+    assert "bad key ***" in caplog.text and "secret-1" not in caplog.text
+
+
+def test_the_configuration_names_every_setting_with_its_default() -> None:
+    written = yaml.safe_load((ROOT / "configs/judge/openai.yaml").read_text())
+    default = OpenAIJudge()
+    assert written == {
+        "_target_": "visd.judge.openai.OpenAIJudge",
+        **{f.name: getattr(default, f.name) for f in fields(default)},
+    }
