@@ -233,7 +233,7 @@ def test_a_budget_ends_the_asking_politely(make: Make, budget: dict[str, Any], c
         found = [statuses(judge.judge([group(OF, f"rollout {i}")]))[0] for i in range(25)]
     asked = len(server.requests)
     assert found == ["ok"] * asked + ["over_budget"] * (25 - asked)
-    assert asked == 5 if "budget_calls" in budget else 2 <= asked and asked * 120 < 3000
+    assert asked == 5 if "budget_calls" in budget else asked >= 2 and asked * 120 < 3000
     assert asked < 25 and caplog.text.count("budget is spent") == 1
 
 
@@ -299,7 +299,7 @@ def test_a_damaged_file_of_answers_is_named(make: Make, tmp_path: Path) -> None:
 
 def test_too_many_failures_stop_the_run_and_say_why(make: Make) -> None:
     reply = Reply(status=401, body=b"bad key")
-    with JudgeServer(replies(reply)) as server, pytest.raises(VisdError, match="refused: 6.*HTTP 401: bad key"):
+    with JudgeServer(replies(reply)) as server, pytest.raises(VisdError, match=r"refused: 6.*HTTP 401: bad key"):
         make(server, window=10, max_failure_rate=0.5).judge([texts(6)])
     with JudgeServer(replies(reply)) as server:
         assert statuses(make(server, window=10, max_failure_rate=0.5).judge([texts(5)])) == ["refused"] * 5
