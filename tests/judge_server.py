@@ -123,3 +123,9 @@ class JudgeServer:
             time.sleep(reply.drip)
         if reply.cut is not None:
             handler.close_connection = True
+
+
+def judged_by(server: JudgeServer, *overrides: str) -> list[str]:
+    """Overrides for a run that is judged by this server and is not stopped for what it says."""
+    limits = ["judge.max_disagreement=1.0", "judge.max_failure_rate=1.0", "judge.backoff=0.01"]
+    return ["judge=openai", "judge.model=judge-1", f"judge.base_url={server.url}", *limits, *overrides]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.judge_server import GOOD, JudgeServer, Reply, completion, judged_by
 from tests.runs import small_config
 from visd.config import ConfigError, RunConfig
 from visd.train.launch import run_stage
@@ -41,7 +44,7 @@ def tensors(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    drop = ("time/", "media/")
+    drop = ("time/", "media/", "judge/replayed")
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(drop)} for line in lines]
 
 
@@ -103,6 +106,35 @@ def test_killed_at_any_moment_it_goes_on_as_if_it_had_not_been(
     process.wait()
     run_stage(config(small_world, warm_model, killed, *overrides))
     assert_same_run(straight, killed)
+
+
+def opinion(number: int, body: dict[str, Any]) -> Reply:
+    """Depends on what is asked and on nothing else; one in five is nonsense."""
+    code = hashlib.sha256(json.dumps(body).encode()).digest()[0]
+    told = {**GOOD, "answer": code % 11 / 10, "logic": code % 7 / 6}
+    return Reply(completion("nonsense" if code % 5 == 0 else told), delay=0.01 * (code % 4))
+
+
+def test_a_resumed_run_replays_its_judge(small_world: Path, warm_model: Path, tmp_path: Path) -> None:
+    """Killed after its second checkpoint it ends as it would have, though the server has changed its mind."""
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    with JudgeServer(opinion) as server:
+        settings = config(small_world, warm_model, straight, *judged_by(server, "judge.budget_calls=22"))
+        run_stage(settings)
+        asked = len(server.requests)
+        shutil.copytree(straight, resumed)
+        for folder in (resumed / "checkpoints").glob("step_00000[34]"):
+            shutil.rmtree(folder)
+        server.script = lambda number, body: Reply(status=400)
+        settings.run.dir = str(resumed)
+        run_stage(settings)
+        assert len(server.requests) == asked == 22
+    assert_same_run(straight, resumed)
+    steps = records(straight)
+    assert sum(step["judge/calls"] for step in steps) == asked
+    assert steps[-1]["judge/status_over_budget"] > 0
+    assert sum(step.get("judge/status_parse_failure", 0) for step in steps) > 0
+    assert all(0 <= step["judge/disagreement"] <= 1 for step in steps if "judge/disagreement" in step)
 
 
 def test_a_checkpoint_of_another_run_is_refused(small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
