@@ -132,14 +132,15 @@ class RewardSection:
 
 @dataclass
 class TeacherSection:
-    weights: str = "ema"  # ema, live, frozen, snapshot
-    rate: float = 0.05  # ema: theta_T <- (1 - rate) theta_T + rate theta_S after each optimiser step
+    weights: str = "ema"  # ema, live, frozen, snapshot, trust_region
+    rate: float = 0.05  # ema: theta_T <- (1 - rate) theta_T + rate theta_S after each optimiser step; trust_region: share of the current policy's logits beside the initial ones
     snapshot_every: int = 10  # snapshot: steps between copies
     ema_dtype: str = "float32"  # dtype of the average; bfloat16 reproduces the published, nearly frozen teacher
     context: list[str] = field(
         default_factory=lambda: ["answer", "window", "key_times", "feedback"]
     )  # blocks of the privileged text, in this order
     max_feedback_chars: int = 1000  # feedback is cut here
+    layout: str = "facts"  # texts around the blocks: facts, or those published for sdpo, opsd, antisd
 
 
 @dataclass
@@ -228,7 +229,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reward.spatial_match": ("soft", "exact"),
     "reward.spatial_normaliser": ("claims", "matched"),
     "reward.spatial_aggregate": ("mean", "max"),
-    "teacher.weights": ("ema", "live", "frozen", "snapshot"),
+    "teacher.weights": ("ema", "live", "frozen", "snapshot", "trust_region"),
+    "teacher.layout": ("facts", "sdpo", "opsd", "antisd"),
     "teacher.ema_dtype": ("float32", "bfloat16"),
     "objective.old_logp": ("detached", "engine"),
     "objective.aggregation": ("token", "sequence"),

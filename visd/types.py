@@ -269,7 +269,8 @@ class ScoreNeeds:
     """What to compute at each response position."""
 
     sampled: bool = True  # log-probability of the sampled token
-    top_k: int = 0  # the K most probable tokens and their logits
+    top_k: int = 0  # the K most probable tokens and their log-probabilities
+    support: Literal["teacher", "student"] = "teacher"  # whose K most probable tokens are read in both models
     entropy: bool = False
     full: bool = False  # all log-probabilities, [B, T, V]
 
@@ -280,9 +281,9 @@ class TokenScores:
 
     logp: Tensor  # [B, T], of the sampled token; 0 on padding
     entropy: Tensor | None = None  # [B, T], nats
-    support_ids: Tensor | None = None  # [B, T, K] long; the teacher's top K, the student is read at the same ids
+    support_ids: Tensor | None = None  # [B, T, K] long, the same ids in teacher and student
     support_logp: Tensor | None = None  # [B, T, K]
-    full_logp: Tensor | None = None  # [B, T, V]
+    full_logp: Tensor | None = None  # [B, T, V]; -inf for ids that cannot be sampled
 
     def detach(self) -> TokenScores:
         return self._map(lambda value: value.detach())
@@ -324,8 +325,14 @@ class TokenCredit:
 
 @dataclass
 class Term:
-    """An extra differentiable loss term."""
+    """An extra differentiable loss term.
+
+    What it adds to the loss is the sum of weight * value * the token's share of the step (`objective.aggregation`) where
+    `mask` is set. Shares are of all rollouts of the step, so that tokens outside the mask count as 0 and neither
+    micro-batches nor ranks change the value.
+    """
 
     value: Tensor  # [B, T]
     mask: Tensor  # [B, T] bool
     weight: float
+    clipped: Tensor | None = None  # [B, T], share of the token's entries or 0/1: where a clamp decided the value

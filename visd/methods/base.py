@@ -14,7 +14,11 @@ import torch
 from visd.types import PrivilegedContext, RolloutGroup, ScoreNeeds, Term, TokenBatch, TokenCredit, TokenScores
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from visd.config import RunConfig
+    from visd.observe.accumulate import Gather
+    from visd.types import Sample
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,13 @@ class Method:
     learns_without_advantage: ClassVar[bool] = False
     """True for a method whose extra terms also teach from rollouts with advantage 0; otherwise these are skipped."""
 
+    def check(self, samples: Sequence[Sample], config: RunConfig) -> None:
+        """Refuse, before the first step, data or settings that the method cannot use.
+
+        Raises:
+            VisdError: one sentence that names the sample and the field.
+        """
+
     def needs(self, step: int) -> ScoreNeeds | None:
         """What the teacher scores at this step (0-based); None asks for no teacher."""
         return None
@@ -53,6 +64,24 @@ class Method:
 
     def prepare(self, groups: Sequence[RolloutGroup], services: Any) -> None:
         """Generate whatever the contexts need before any is asked for."""
+
+    def observe(
+        self,
+        groups: Sequence[RolloutGroup],
+        teacher: Mapping[tuple[str, int], TokenScores],
+        gather: Gather,
+        step: int,
+    ) -> dict[str, float]:
+        """Learn what concerns the whole step, before its first micro-batch; every rank calls it once a step.
+
+        Args:
+            teacher: unpadded scores of this rank's rollouts, by sample id and rollout index.
+            gather: returns one entry a rank; what the method keeps must be computed from all of them.
+
+        Returns:
+            Numbers to log as `method/<name>`, the same on every rank.
+        """
+        return {}
 
     def advantages(self, batch: TokenBatch, scores: Scores, step: int) -> TokenCredit:
         """Base advantages [B] to per-token advantages [B, T], detached."""

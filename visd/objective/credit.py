@@ -57,9 +57,10 @@ def evidence_weight(log_ratio: Tensor, advantages: Tensor, eps: float) -> Bounde
     Args:
         log_ratio: D_t, [B, T].
         advantages: A, [B]; only the sign counts, and sign 0 gives weight 1.
+        eps: at most 1.
     """
     exponent = torch.sign(advantages)[:, None] * log_ratio
-    low, high = math.log1p(-eps), math.log1p(eps)
+    low, high = math.log1p(-eps) if eps < 1 else -math.inf, math.log1p(eps)
     return BoundedWeight(exponent.clamp(low, high).exp(), (exponent < low) | (exponent > high))
 
 
@@ -88,6 +89,13 @@ def mixed_advantages(advantages: Tensor, weight: Tensor, lam: float) -> tuple[Te
     """A_t and its multiplier (1 - lam) + lam w, both [B, T]; lam = 0 gives A exactly."""
     multiplier = (1 - lam) + lam * weight
     return (advantages[:, None] * multiplier).detach(), multiplier.detach()
+
+
+def added_advantages(advantages: Tensor, addition: Tensor) -> tuple[Tensor, Tensor]:
+    """A + addition and its ratio to A (1 where A is 0), both [B, T] and detached; an addition of 0 gives A exactly."""
+    total = (advantages[:, None] + addition).detach()
+    base = advantages[:, None].expand_as(total)
+    return total, torch.where(base == 0, 1.0, total / torch.where(base == 0, 1.0, base))
 
 
 def annealed(start: float, step: int, steps: int, schedule: str) -> float:

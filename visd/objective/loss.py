@@ -31,6 +31,14 @@ def token_weights(mask: Tensor, aggregation: str, denominators: Denominators) ->
 
 
 @dataclass(frozen=True)
+class BoundedRatio:
+    """An importance ratio and where its bound was hit."""
+
+    value: Tensor  # [B, T]
+    clipped: Tensor  # [B, T] bool
+
+
+@dataclass(frozen=True)
 class PolicyLoss:
     """The loss of a micro-batch and what became of its ratios."""
 
@@ -55,6 +63,17 @@ def policy_loss(
     free, bound = ratio * advantages, clipped_ratio * advantages
     loss = -(torch.minimum(free, bound) * weights).sum()
     return PolicyLoss(loss, ratio.detach(), (bound < free).detach() & (weights > 0))
+
+
+def truncated_ratio(logp: Tensor, old_logp: Tensor, cap: float) -> BoundedRatio:
+    """min(exp(log p - log p_old), cap), detached; a cap of 0 gives 1 everywhere.
+
+    Truncated importance sampling (TIS): with one update a rollout, p_old is the policy that sampled, as its engine saw it.
+    """
+    if cap == 0:
+        return BoundedRatio(torch.ones_like(logp).detach(), torch.zeros_like(logp, dtype=torch.bool))
+    ratio = (logp - old_logp).detach().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    return BoundedRatio(ratio.clamp(max=cap), ratio > cap)
 
 
 def kl_to_reference(logp: Tensor, reference_logp: Tensor) -> Tensor:

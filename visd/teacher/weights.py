@@ -28,6 +28,7 @@ class TeacherWeights:
     snapshot: a copy of the student made every `teacher.snapshot_every` optimiser steps.
     frozen: the student as it was when attached.
     live: the student as it is.
+    trust_region: frozen and live together, see `scorer.score_mixed`; here it is `frozen`.
 
     Every mode keeps the start in the student's dtype on the CPU, to measure displacements (frozen: also to use it).
     """

@@ -46,7 +46,8 @@ def forecast(run: Run) -> Forecast:
     weight_share = ranks if mode in ("zero3", "fsdp2") else 1
     gradient_share = ranks if mode in ("zero2", "zero3") else 1  # fsdp2 divides a step's sum, not each micro-batch's
     state_share = ranks if mode in ("zero2", "zero3", "fsdp2") else 1
-    copies = {"live": 0, "frozen": 0, "snapshot": 1, "ema": 1}[config.teacher.weights] if run.teacher else 0
+    kept = {"live": 0, "frozen": 0, "trust_region": 0, "snapshot": 1, "ema": 1}
+    copies = kept[config.teacher.weights] if run.teacher else 0
     tower = sum(p.numel() * p.element_size() for p in run.policy.tower.parameters()) if run.policy.tower else 0
     return Forecast(
         weights=every * width / weight_share,

@@ -155,6 +155,8 @@ def set_up(config: RunConfig) -> Run:
     check_blocks([*config.teacher.context, *config.sft.context])
     samples = load_samples(config, "train")
     method: Method = build(config.method, "method")
+    if config.stage == "rl":
+        method.check(samples, config)
     judge: Judge | None = build(config.judge, "judge") if config.judge.get("_target_") else None
     # DeepSpeed keeps float32 masters of its own; elsewhere the weights themselves are float32.
     weight_dtype = torch.float32 if bf16 and not mode.startswith("zero") else None

@@ -42,6 +42,8 @@ def update_policy(
     denominators = count(run, groups)
     rounds = max_over_ranks(run, len(plan))
     metrics = Metrics()
+    for name, value in run.method.observe(groups, teacher, run.backend.all_gather_object, step).items():
+        metrics.max(f"method/{name}", value)
     traces: dict[TraceKey, TokenTrace] = {}
     run.policy.set_training(True)
     for i in range(rounds):
@@ -104,7 +106,7 @@ def micro_step(
     student = run.policy.score(
         [item.row() for item in items],
         temperature=run.config.rollout.temperature,
-        needs=ScoreNeeds(sampled=True, entropy=True, full=bool(needs and needs.full)),
+        needs=ScoreNeeds(sampled=True, entropy=True, full=taught is not None and bool(needs and needs.full)),
         support_ids=taught.support_ids if taught is not None else None,
         forward=run.backend.forward,
     )
@@ -122,7 +124,10 @@ def micro_step(
         metrics.mean("policy/kl_reference", kl.detach()[batch.mask].tolist())
     for name, term in run.method.terms(batch, Scores(student, taught), step).items():
         loss = loss + term.weight * (term.value * weights * term.mask).sum()
-        metrics.mean(f"term/{name}", term.value.detach()[term.mask & batch.mask].tolist())
+        counted = term.mask & batch.mask
+        metrics.mean(f"term/{name}", term.value.detach()[counted].tolist())
+        if term.clipped is not None:
+            metrics.mean(f"term/{name}_clip_share", term.clipped[counted].float().tolist())
     check_finite(run, loss, [item.group.sample.id for item in items])
     run.backend.backward(loss, last=last)
 
