@@ -68,7 +68,10 @@ def test_sdpo_1_9_3_the_ends_of_the_alpha_family_jump() -> None:
 def test_sdpo_1_9_4_top_k_with_tail_and_renormalised() -> None:
     p, q = (torch.tensor(x, dtype=torch.float64).log() for x in ((0.5, 0.3, 0.15, 0.05), (0.2, 0.6, 0.05, 0.15)))
     top = slice(0, 2)
-    for kind, full, tailed, closed in (("reverse", 0.360062, 0.250201, 0.312752), ("jsd", 0.084854, 0.058692, 0.073365)):
+    for kind, full, tailed, closed in (
+        ("reverse", 0.360062, 0.250201, 0.312752),
+        ("jsd", 0.084854, 0.058692, 0.073365),
+    ):
         divergence = KINDS[kind]
         assert close(divergence(p, q).item(), full)
         assert close(divergence(with_tail(p[top]), with_tail(q[top])).item(), tailed)

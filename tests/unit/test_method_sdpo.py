@@ -99,7 +99,12 @@ def test_the_importance_ratio_is_capped_and_carries_no_gradient() -> None:
     logits = logits_of(P)
     method = SDPO(support="full", is_clip=2.0)
     scores = scores_of(logits, logits_of(Q), IDS, method.needs(0))
-    for shift, factor, clipped in ((0.0, 1.0, False), (0.5, 1.648721, False), (3.0, 2.0, True), (-1.0, 0.367879, False)):
+    for shift, factor, clipped in (
+        (0.0, 1.0, False),
+        (0.5, 1.648721, False),
+        (3.0, 2.0, True),
+        (-1.0, 0.367879, False),
+    ):
         tokens = batch_of(IDS, [0.0], engine_logp=scores.student.logp.detach() - shift)
         term = method.terms(tokens, scores, 0)["distillation"]
         assert term.value.item() == pytest.approx(0.082844 * factor, abs=1e-5)

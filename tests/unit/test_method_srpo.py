@@ -79,7 +79,9 @@ def test_srpo_2_9_3_one_denominator_by_hand() -> None:
     method = SRPO(is_clip=0, support="sampled", alpha=1.0)  # whose loss is (s - t) s
     group = group_of([1.0, 0.0])
     mask = torch.tensor([[True, True, True], [True, True, False]])
-    tokens = batch_of(torch.zeros(2, 3, dtype=torch.long), [1.0, -1.0], mask=mask, group=group, has_teacher=[False, True])
+    tokens = batch_of(
+        torch.zeros(2, 3, dtype=torch.long), [1.0, -1.0], mask=mask, group=group, has_teacher=[False, True]
+    )
     entropy = torch.tensor([[0.0, 0.0, 0.0], [0.0, math.log(2), 0.0]], dtype=torch.float64)
     student = torch.full((2, 3), -1.0, dtype=torch.float64).requires_grad_()
     teacher = torch.tensor([[0.0, 0.0, 0.0], [-0.6, -0.8, 0.0]], dtype=torch.float64)
@@ -94,7 +96,9 @@ def test_srpo_2_9_4_routes_of_one_success_in_four() -> None:
     group = group_of([1.0, 0.0, 0.0, 0.0])
     section = ObjectiveSection(advantage_std=False)
     advantages = group_advantages([r.accuracy for r in group.rewards], section)
-    assert advantages[0] == pytest.approx(0.75) and group_advantages(returns_of(group, 0.0), section)[0] == pytest.approx(0.75)
+    assert advantages[0] == pytest.approx(0.75) and group_advantages(returns_of(group, 0.0), section)[
+        0
+    ] == pytest.approx(0.75)
     contexts = [SRPO().context(group, i) for i in range(4)]
     assert contexts[0] is None
     assert all(c is not None and c.peers == ("answer 0",) for c in contexts[1:])

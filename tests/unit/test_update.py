@@ -55,8 +55,22 @@ def test_any_split_into_micro_batches_gives_the_same_gradients(
         ["method=visd", "method.lam=0"],
         ["method=rlsd", "method.lam=0"],
         ["method=visd", "teacher.weights=live", "teacher.context=[]", "method.dimension_strength=0"],
+        ["method=sdpo", "method.grpo_share=1", "objective.aggregation=token"],
+        ["method=srpo", "method.is_clip=0"],
+        ["method=rlrt", "method.lam=0"],
+        ["method=antisd", "method.lam=0"],
+        ["method=dasd", "method.beta=0"],
     ],
-    ids=["visd lam 0", "rlsd lam 0", "teacher equal to student"],
+    ids=[
+        "visd lam 0",
+        "rlsd lam 0",
+        "teacher equal to student",
+        "sdpo share 1",
+        "srpo without success",
+        "rlrt lam 0",
+        "antisd lam 0",
+        "dasd beta 0",
+    ],
 )
 def test_off_is_grpo_bit_for_bit(off: list[str], small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
     plain = small_run(small_world, tiny_qwen2_5_vl, tmp_path, "method=grpo")

@@ -2,7 +2,7 @@
 
     L = sum_t w_t min(p(y_t) / p_old(y_t), is_clip) JSD_alpha(p_t, q_t)    over rollouts that have a context
 
-q is the teacher (an average of the policy, or `teacher=trust_region`) shown a successful rollout of the same group or the
+q is the teacher (an average of the policy, or `teacher.weights=trust_region`) shown a successful rollout of the same group or the
 feedback on this one; p is the student, on its own top K ids and a bucket for all others. The loss replaces the reward's
 unless `grpo_share` mixes it in (eq. 3): advantages times grpo_share, this loss times 1 - grpo_share.
 
