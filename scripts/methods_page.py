@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
-NUMBERED = re.compile(r"(?:^|_)(\d)_(\d)(?:_(\d))?(?:_to_(\d))?")
+NUMBERED = re.compile(r"(?:^|_)(\d)_(\d)(?:_(\d))?(?:_to_(\d))?((?:_and_\d)*)")
 LETTERED = re.compile(r"^test_([a-z]\d)_")
 
 INTRODUCTION = """# Methods
@@ -60,7 +60,8 @@ def _numbers(test: str) -> set[str]:
     section, first, last = f"{number[1]}.{number[2]}", number[3], number[4]
     if first is None:
         return {section}
-    return {f"{section}.{item}" for item in range(int(first), int(last or first) + 1)}
+    items = {*range(int(first), int(last or first) + 1), *map(int, re.findall(r"\d", number[5]))}
+    return {f"{section}.{item}" for item in items}
 
 
 def _target(path: Path) -> str:
