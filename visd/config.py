@@ -89,6 +89,7 @@ class VideoSection:
     max_pixels: int = 602112  # most pixels of a frame
     total_pixels: int = 90316800  # most pixels of a video; two frames that share a temporal patch count once
     timeout: float = 60.0  # s, longest decoding of one file before it is dropped
+    backend: str = "pyav"  # who reads the chosen frames: pyav, or decord or torchcodec with the extra of that name
 
 
 @dataclass
@@ -226,6 +227,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("sdpa", "eager", "flash_attention_2"),
     "prompt.position_rule": ("vllm", "transformers"),
+    "prompt.video.backend": ("pyav", "decord", "torchcodec"),
     "reward.spatial_match": ("soft", "exact"),
     "reward.spatial_normaliser": ("claims", "matched"),
     "reward.spatial_aggregate": ("mean", "max"),

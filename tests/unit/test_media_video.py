@@ -15,6 +15,7 @@ from PIL import Image
 from tests.media_files import frame_number, write_sound, write_video
 from visd.config import VideoSection
 from visd.media import container as container_module
+from visd.media.backends import pyav
 from visd.media.errors import DecodeError
 from visd.media.video import decode, decode_image
 from visd.types import Frames
@@ -78,11 +79,11 @@ class TestFrames:
         path = write_video(tmp_path / f"long.{suffix}", 200, 25, options={"g": "25", "bf": "2", "sc_threshold": "0"})
         checks: list[int] = []
         monkeypatch.setattr(container_module.Deadline, "check", lambda self: checks.append(1))
-        monkeypatch.setattr(container_module, "WORTH_A_JUMP", 10_000)
+        monkeypatch.setattr(pyav, "WORTH_A_JUMP", 10_000)
         straight = read(path, replace(SETTINGS, fps=0.5))
         without = len(checks)
         checks.clear()
-        monkeypatch.setattr(container_module, "WORTH_A_JUMP", 8)
+        monkeypatch.setattr(pyav, "WORTH_A_JUMP", 8)
         jumping = read(path, replace(SETTINGS, fps=0.5))
         assert np.array_equal(straight.pixels, jumping.pixels) and straight.times == jumping.times
         assert len(checks) < without - 50

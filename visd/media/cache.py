@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from visd.config import FramesSection, VideoSection
+from visd.media.backends import load_backend
 from visd.media.decoders import Decoded, DecodeTask, shared_decoders
 from visd.media.errors import DecodeError
 from visd.media.store import StoreSettings
@@ -23,6 +24,7 @@ class FrameCache:
     """
 
     def __init__(self, root: Path, settings: VideoSection, factor: int, section: FramesSection):
+        load_backend(settings.backend)  # refused at the start, not at the first video
         self.root = root.resolve()
         self.settings = settings
         self.factor = factor

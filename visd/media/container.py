@@ -1,20 +1,16 @@
-"""Reading a video file with PyAV: when each frame is shown, and the frames themselves."""
+"""What a video file holds and when each frame is shown, from PyAV's packets. The frames are read by a backend."""
 
 from __future__ import annotations
 
 import stat
 import time
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
-from av.video.reformatter import VideoReformatter
-from numpy.typing import NDArray
 
 from visd.media.errors import DecodeError
 
@@ -23,9 +19,6 @@ FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,a
 
 SINGLE_THREAD_PIXELS = 640 * 480
 """Up to this frame size starting decoder threads costs more than they save."""
-
-WORTH_A_JUMP = 8
-"""Frames to skip that make seeking cheaper than decoding on."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +32,8 @@ class FrameIndex:
     keyframes: tuple[int, ...]  # stamps of frames that decoding can start from, sorted
     damaged: frozenset[int]  # stamps of frames that need a damaged packet
     complete: bool  # False: the file ends before what its header announces
+    stream: int  # which of the file's streams
+    one_thread: bool  # whether its frames are too small to decode with several threads
 
 
 class Deadline:
@@ -85,13 +80,18 @@ def open_video(path: Path, deadline: Deadline) -> Iterator[tuple[Any, Any]]:
         context = streams[0].codec_context
         if context is None:
             raise DecodeError("unreadable", path, "there is no decoder for its video stream.")
-        if context.width * context.height <= SINGLE_THREAD_PIXELS:
+        if is_small(context):
             context.thread_count = 1
         else:
             streams[0].thread_type = "AUTO"
         yield container, streams[0]
     finally:
         container.close()
+
+
+def is_small(context: Any) -> bool:
+    """Whether a codec context's frames are decoded with one thread."""
+    return bool(context.width * context.height <= SINGLE_THREAD_PIXELS)
 
 
 def index_frames(container: Any, stream: Any, deadline: Deadline) -> FrameIndex:
@@ -131,7 +131,17 @@ def index_frames(container: Any, stream: Any, deadline: Deadline) -> FrameIndex:
         last_duration = stamps[-1] - stamps[-2] if len(stamps) > 1 else round(1 / (rate or 1) / stream.time_base)
     times = tuple(float((stamp - stamps[0]) * stream.time_base) for stamp in stamps)
     end = float((stamps[-1] + last_duration - stamps[0]) * stream.time_base)
-    return FrameIndex(tuple(stamps), times, end, rate, tuple(sorted(keyframes)), frozenset(damaged), complete)
+    return FrameIndex(
+        stamps=tuple(stamps),
+        times=times,
+        end=end,
+        rate=rate,
+        keyframes=tuple(sorted(keyframes)),
+        damaged=frozenset(damaged),
+        complete=complete,
+        stream=stream.index,
+        one_thread=is_small(stream.codec_context),
+    )
 
 
 def _ends_early(container: Any, furthest: float) -> bool:
@@ -141,73 +151,8 @@ def _ends_early(container: Any, furthest: float) -> bool:
     return furthest < container.duration / av.time_base - 1.0
 
 
-def read_frames(
-    container: Any, stream: Any, index: FrameIndex, numbers: Sequence[int], deadline: Deadline
-) -> Iterator[NDArray[np.uint8]]:
-    """RGB pixels [H, W, 3], upright, of the frames `numbers` (strictly ascending), from a freshly opened container.
-
-    Raises:
-        DecodeError: a frame cannot be decoded; never fewer frames than asked for.
-    """
-    done = 0
-    converter = VideoReformatter()  # one for all frames: setting it up costs more than converting a small frame
-    try:
-        for frame in _walk(container, stream, index, numbers, deadline):
-            if frame.is_corrupt or frame.pts in index.damaged:
-                raise _undecodable(index, numbers[done], deadline, "its data is damaged")
-            yield _upright(frame, converter)
-            done += 1
-    except av.error.FFmpegError as error:
-        raise _undecodable(index, numbers[done], deadline, str(error)) from error
-    if done < len(numbers):
-        raise _undecodable(index, numbers[done], deadline, "the stream ends before it")
-
-
-def _walk(container: Any, stream: Any, index: FrameIndex, numbers: Sequence[int], deadline: Deadline) -> Iterator[Any]:
-    """Decode forward, jumping to a keyframe where that skips many frames; stop early if a frame cannot be found."""
-    slot, last, jumps = 0, -1, True
-    while True:
-        start = _jump(index, last, numbers[slot]) if jumps else None
-        if start is not None:
-            container.seek(start, stream=stream, backward=True)
-        for frame in container.decode(stream):
-            deadline.check()
-            stamp, target = frame.pts, index.stamps[numbers[slot]]
-            if stamp is None or stamp < target:
-                continue
-            if start is not None and (stamp > target or frame.is_corrupt):
-                # The container's seek table is wrong, or the keyframe needs frames before it: read it all instead.
-                jumps = False
-                container.seek(index.stamps[0], stream=stream, backward=True)
-                break
-            if stamp > target:
-                return
-            yield frame
-            last, slot = numbers[slot], slot + 1
-            if slot == len(numbers):
-                return
-            if jumps and _jump(index, last, numbers[slot]) is not None:
-                break
-        else:
-            return
-
-
-def _jump(index: FrameIndex, last: int, target: int) -> int | None:
-    """The stamp of the keyframe to go on from, if it lies well ahead of frame `last` and not after `target`."""
-    place = bisect_right(index.keyframes, index.stamps[target])
-    if not place:
-        return None
-    start = index.keyframes[place - 1]
-    return start if bisect_left(index.stamps, start) - last > WORTH_A_JUMP else None
-
-
-def _upright(frame: Any, converter: VideoReformatter) -> NDArray[np.uint8]:
-    pixels: Any = converter.reformat(frame, format="rgb24").to_ndarray()
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels
-
-
-def _undecodable(index: FrameIndex, number: int, deadline: Deadline, why: str) -> DecodeError:
+def undecodable(index: FrameIndex, number: int, deadline: Deadline, why: str) -> DecodeError:
+    """What to raise where frame `number` cannot be had."""
     return DecodeError(
         "unreadable" if index.complete else "truncated",
         deadline.path,

@@ -15,7 +15,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from visd.config import VideoSection
 from visd.media.container import check_file
-from visd.media.errors import DecodeError
+from visd.media.errors import DecodeError, is_out_of_memory
 from visd.media.store import StoreSettings, entry_key, open_store
 from visd.media.video import decode, decode_image
 from visd.types import Frames, Media
@@ -146,7 +146,7 @@ def _run(task: DecodeTask) -> Decoded:
     try:
         decoded = task.run()
     except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # torch's way to say it
+        if is_out_of_memory(error):
             raise MemoryError(str(error)) from error
         raise
     # Frames that lie in the store are mapped there by whoever wants them, instead of being sent.

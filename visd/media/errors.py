@@ -16,6 +16,7 @@ REASONS = (
     "bad_clip",  # start and end do not lie inside the file
     "bad_size",  # an aspect ratio that no allowed size fits
     "truncated",  # the file ends before what its header announces and is asked for
+    "unsupported",  # prompt.video.backend would show other frames than those asked for, or shows them wrongly
     "timeout",  # decoding took longer than prompt.video.timeout
     "memory",  # decoding needed more than data.frames.memory_mb
     "crashed",  # the decoder ended its process
@@ -35,3 +36,8 @@ class DecodeError(VisdError):
     def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str, str]]:
         """What comes back from another process is built from the parts, not from the finished text."""
         return DecodeError, (self.reason, self.path, self.message)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether this is torch's way to say what numpy says by MemoryError."""
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -26,7 +26,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 from visd.config import VideoSection
-from visd.media.container import Deadline, FrameIndex, check_file, index_frames, open_video, read_frames
+from visd.media.backends import read_frames
+from visd.media.container import Deadline, FrameIndex, check_file, index_frames, open_video
 from visd.media.errors import DecodeError
 from visd.types import Frames
 
@@ -71,15 +72,12 @@ def decode(
     with open_video(path, deadline) as (container, stream):
         index = index_frames(container, stream, deadline)
     choice = _choose(path, index, start, end, fps or settings.fps, settings)
-    with open_video(path, deadline) as (container, stream):
-        pixels = None
-        for slot, frame in enumerate(read_frames(container, stream, index, choice.numbers, deadline)):
-            if pixels is None:
-                height, width = _target_size(
-                    path, frame.shape[0], frame.shape[1], len(choice.numbers), settings, factor
-                )
-                pixels = np.empty((len(choice.numbers), height, width, 3), dtype=np.uint8)
-            pixels[slot] = _resized(frame, *pixels.shape[1:3])
+    pixels = None
+    for slot, frame in enumerate(read_frames(settings.backend, index, choice.numbers, deadline)):
+        if pixels is None:
+            height, width = _target_size(path, frame.shape[0], frame.shape[1], len(choice.numbers), settings, factor)
+            pixels = np.empty((len(choice.numbers), height, width, 3), dtype=np.uint8)
+        pixels[slot] = _resized(frame, *pixels.shape[1:3])
     return Frames(
         pixels=pixels,
         times=tuple(index.times[number] for number in choice.numbers),
@@ -186,7 +184,7 @@ def _resized(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
     return np.asarray(scaled.permute(1, 2, 0))
 
 
-def sampling_key(settings: VideoSection, factor: int) -> Sequence[float]:
+def sampling_key(settings: VideoSection, factor: int) -> Sequence[float | str]:
     """Everything besides the file and its clip that decides the frames."""
-    names = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")
+    names = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels", "backend")
     return (factor, *(getattr(settings, name) for name in names))
