@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +18,11 @@ import torch
 from tests.media_files import write_video
 from tests.tree import ROOT
 from visd.config import FramesSection, VideoSection
+from visd.media import hashes as hashes_module
 from visd.media import store as store_module
 from visd.media.cache import FrameCache
 from visd.media.errors import DecodeError
+from visd.media.hashes import FileHashes
 from visd.media.store import FrameStore, StoreSettings, entry_key
 from visd.types import Frames, Media, VisdError
 
@@ -71,22 +75,23 @@ def test_frames_are_mapped_not_read(tmp_path: Path) -> None:
 def test_a_key_is_all_that_decides_the_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4")
     copy = Path(shutil.copy(path, tmp_path / "b.mp4"))
-    key = entry_key(path, CLIP, SETTINGS, 28)
-    assert entry_key(copy, replace(CLIP, path="b.mp4"), SETTINGS, 28) == key
+    hashes = FileHashes(tmp_path / "hashes")
+    key = entry_key(path, CLIP, SETTINGS, 28, hashes)
+    assert entry_key(copy, replace(CLIP, path="b.mp4"), SETTINGS, 28, hashes) == key
     others = [
-        entry_key(path, replace(CLIP, start=0.5), SETTINGS, 28),
-        entry_key(path, replace(CLIP, end=1.5), SETTINGS, 28),
-        entry_key(path, replace(CLIP, fps=1.0), SETTINGS, 28),
-        entry_key(path, CLIP, replace(SETTINGS, max_frames=6), 28),
-        entry_key(path, CLIP, replace(SETTINGS, total_pixels=10**6), 28),
-        entry_key(path, CLIP, SETTINGS, 32),
+        entry_key(path, replace(CLIP, start=0.5), SETTINGS, 28, hashes),
+        entry_key(path, replace(CLIP, end=1.5), SETTINGS, 28, hashes),
+        entry_key(path, replace(CLIP, fps=1.0), SETTINGS, 28, hashes),
+        entry_key(path, CLIP, replace(SETTINGS, max_frames=6), 28, hashes),
+        entry_key(path, CLIP, replace(SETTINGS, total_pixels=10**6), 28, hashes),
+        entry_key(path, CLIP, SETTINGS, 32, hashes),
     ]
     write_video(path, 24)
-    others.append(entry_key(path, CLIP, SETTINGS, 28))
+    others.append(entry_key(path, CLIP, SETTINGS, 28, hashes))
     monkeypatch.setattr(store_module, "VERSION", 2)
-    others.append(entry_key(copy, CLIP, SETTINGS, 28))
+    others.append(entry_key(copy, CLIP, SETTINGS, 28, hashes))
     assert len({key, *others}) == 1 + len(others)
-    assert entry_key(path, CLIP, replace(SETTINGS, timeout=1.0), 28) == entry_key(path, CLIP, SETTINGS, 28)
+    assert entry_key(path, CLIP, replace(SETTINGS, timeout=1.0), 28, hashes) == entry_key(path, CLIP, SETTINGS, 28, hashes)
 
 
 def test_a_replaced_file_is_noticed(tmp_path: Path) -> None:
@@ -122,19 +127,18 @@ def test_an_entry_that_the_disk_has_lost_is_made_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_full_disk_stops_with_what_to_do(tmp_path: Path, workers: int) -> None:
     write_video(tmp_path / "a.mp4")
-    (tmp_path / "store").mkdir()
-    key = entry_key(tmp_path / "a.mp4", CLIP, SETTINGS, 28)
+    key = entry_key(tmp_path / "a.mp4", CLIP, SETTINGS, 28, opened(tmp_path).hashes)
     (tmp_path / "store" / key[:2]).write_text("a file where a folder has to be")
     with pytest.raises(VisdError, match=r"data\.frames\.store: .* cannot be written"):
         cache(tmp_path, workers).get(CLIP)
 
 
 def test_a_file_that_cannot_be_read_costs_its_sample_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: str, size: int, mtime_ns: int) -> str:
+    def refuse(path: str, *status: int) -> str:
         raise PermissionError(13, "Permission denied", path)
 
     write_video(tmp_path / "a.mp4")
-    monkeypatch.setattr(store_module, "_digest", refuse)
+    monkeypatch.setattr(hashes_module, "file_digest", refuse)
     with pytest.raises(DecodeError, match="Permission denied") as caught:
         cache(tmp_path).get(CLIP)
     assert caught.value.reason == "unreadable"
@@ -157,6 +161,8 @@ def test_processes_that_write_and_make_room_at_once_leave_whole_entries_only(tmp
     entries = list((tmp_path / "store").glob("??/*"))
     assert entries and all(path.suffix == ".safetensors" for path in entries)
     assert all(store.load(path.stem) is not None for path in entries)
+    record = json.loads((tmp_path / "store" / "size.json").read_text())
+    assert sum(path.stat().st_size for path in entries) <= record["bytes"] <= 600_000
 
 
 def test_mapped_frames_make_the_same_tensors(tmp_path: Path) -> None:
@@ -165,3 +171,74 @@ def test_mapped_frames_make_the_same_tensors(tmp_path: Path) -> None:
     cache(tmp_path).get(CLIP)
     mapped = cache(tmp_path).get(CLIP)
     assert torch.equal(torch.from_numpy(plain.pixels), torch.from_numpy(mapped.pixels))
+
+
+def test_what_killed_processes_left_goes_after_an_hour(tmp_path: Path) -> None:
+    script = (
+        "import os, signal; from tests.unit.test_media_store import *\n"
+        "def killed(*arguments):\n"
+        "    Path(arguments[1]).write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "store_module.save_file = killed\n"
+        "opened(Path(sys.argv[1])).save('ab12', frames(3))\n"
+    )
+    for age in (3700, 0):
+        assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT).returncode == -9
+        left = [path for path in (tmp_path / "store").glob("ab/*.tmp") if path.stat().st_mtime > time.time() - 60]
+        assert len(left) == 1
+        os.utime(left[0], (time.time() - age,) * 2)
+    opened(tmp_path).save("cd34", frames(4))
+    assert [path.name for path in (tmp_path / "store").glob("??/*.tmp")] == [left[0].name], "a running writer's stays"
+
+
+def test_no_process_counts_or_hashes_what_another_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "a.mp4")
+    monkeypatch.setattr(hashes_module, "SETTLED", -1.0)
+    whole = cache(tmp_path).get(CLIP)
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("this was known")
+
+    monkeypatch.setattr(hashes_module, "file_digest", refuse)
+    monkeypatch.setattr(FrameStore, "_entries", refuse)
+    store_module.open_store.cache_clear()
+    again = cache(tmp_path)
+    assert np.array_equal(again.get(CLIP).pixels, whole.pixels) and again.counters.videos_decoded == 0
+    opened(tmp_path).save("ab12", frames(3))
+    held = sum(path.stat().st_size for path in (tmp_path / "store").glob("??/*"))
+    assert json.loads((tmp_path / "store" / "size.json").read_text())["bytes"] == held
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"bytes": null, "swept": 0}', "[]"])
+def test_a_damaged_record_of_the_size_is_made_anew(text: str, tmp_path: Path) -> None:
+    opened(tmp_path).save("ab12", frames(3))
+    (tmp_path / "store" / "size.json").write_text(text)
+    opened(tmp_path).save("cd34", frames(4))
+    held = sum(path.stat().st_size for path in (tmp_path / "store").glob("??/*"))
+    assert json.loads((tmp_path / "store" / "size.json").read_text())["bytes"] == held
+
+
+def test_a_hash_is_remembered_only_of_a_file_that_has_settled(tmp_path: Path) -> None:
+    path, hashes = tmp_path / "a", FileHashes(tmp_path / "hashes")
+    path.write_bytes(b"one")
+    fresh = hashes.digest(path)
+    assert not list((tmp_path / "hashes").glob("??/*"))
+    time.sleep(hashes_module.SETTLED + 0.1)
+    assert hashes.digest(path) == fresh and len(list((tmp_path / "hashes").glob("??/*"))) == 1
+
+
+def test_a_changed_file_is_hashed_again_whatever_its_time_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes_module, "SETTLED", -1.0)
+    path, hashes = tmp_path / "a", FileHashes(tmp_path / "hashes")
+    found = []
+    for content in (b"one", b"two"):
+        path.write_bytes(content)
+        os.utime(path, ns=(1, 1))
+        found += [hashes.digest(path), hashes.digest(path)]
+    assert found[0] == found[1] != found[2] == found[3]
+    for record in (tmp_path / "hashes").glob("??/*"):
+        os.utime(record, (1, 1))
+    hashes.forget_old()
+    assert not list((tmp_path / "hashes").glob("??/*"))

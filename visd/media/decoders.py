@@ -55,11 +55,11 @@ class DecodeTask:
         if self.store is None:
             return Decoded(self.decode(), None, True)
         check_file(self.path)
+        store = open_store(self.store)
         try:
-            entry = entry_key(self.path, self.media, self.settings, self.factor)
+            entry = entry_key(self.path, self.media, self.settings, self.factor, store.hashes)
         except OSError as error:
             raise DecodeError("unreadable", self.path, f"the file cannot be read ({error.strerror}).") from error
-        store = open_store(self.store)
         stored = store.load(entry)
         if stored is not None:
             return Decoded(stored, entry, False)

@@ -6,10 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -17,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from visd.config import VideoSection
+from visd.media.hashes import FileHashes
 from visd.media.video import sampling_key
 from visd.types import Frames, Media, VisdError
 
@@ -25,6 +29,12 @@ VERSION = 1
 
 ROOM = 0.9
 """Share of the limit that is left filled when the oldest entries go."""
+
+RECORD_BYTES = 128
+"""Length of the file that says how large the folder is."""
+
+LEFT_OVER = 3600.0
+"""s after which a temporary file belongs to no running process. As often the folder is looked through for them."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +50,15 @@ class FrameStore:
 
     Entries are written under another name and renamed, so a reader sees a whole entry or none, whatever dies when.
     What has not been used longest goes first once the folder is over its limit. A reader keeps its frames even if
-    their entry is deleted meanwhile.
+    their entry is deleted meanwhile. The folder's size stands in a file of its own that every writer adds to, so that
+    no process has to look at all entries; it is counted anew whenever room is made, and once an hour.
     """
 
     def __init__(self, settings: StoreSettings):
         self.folder = settings.folder
         self.limit_bytes = settings.limit_bytes
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._size = sum(size for _, size, _ in self._entries())  # of the folder, as far as this process knows
+        self.hashes = FileHashes(self.folder / "hashes")
 
     def load(self, key: str) -> Frames | None:
         """The frames of an entry, mapped and not read, or None where there is no such entry."""
@@ -78,13 +89,12 @@ class FrameStore:
             "source_fps": frames.source_fps,
             "duration": frames.duration,
         }
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
         try:
             path.parent.mkdir(exist_ok=True)
             try:
                 save_file({"pixels": torch.from_numpy(frames.pixels)}, temporary, {"facts": json.dumps(facts)})
-                self._size += temporary.stat().st_size
-                temporary.rename(path)
+                self._add(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
@@ -92,8 +102,6 @@ class FrameStore:
                 f"data.frames.store: {self.folder} cannot be written ({error}); "
                 "free space, lower data.frames.store_gb or name another folder."
             ) from error
-        if self._size > self.limit_bytes:
-            self._make_room()
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
@@ -105,15 +113,53 @@ class FrameStore:
                 status = path.stat()
                 yield status.st_mtime, status.st_size, path
 
-    def _make_room(self) -> None:
+    def _add(self, temporary: Path, path: Path) -> None:
+        """Give an entry its name. Its size is counted first: a process that dies in between leaves a size too large."""
         with FileLock(self.folder / "lock"):
-            entries = sorted(self._entries())
-            self._size = sum(size for _, size, _ in entries)
-            for _, size, path in entries:
-                if self._size <= ROOM * self.limit_bytes:
-                    break
-                path.unlink(missing_ok=True)
-                self._size -= size
+            record = self._record()
+            if record is None or time.time() - record["swept"] > LEFT_OVER:
+                record = self._swept()
+            record["bytes"] += temporary.stat().st_size
+            self._write(record)
+            temporary.rename(path)
+            if record["bytes"] > self.limit_bytes:
+                self._make_room(record["swept"])
+
+    def _record(self) -> dict[str, Any] | None:
+        """Bytes of all entries, and when the folder was last looked through (s); None where that is not known."""
+        try:
+            record = json.loads((self.folder / "size.json").read_text(encoding="ascii"))
+            return {"bytes": int(record["bytes"]), "swept": float(record["swept"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # the first writer, or one was killed while it wrote: the entries themselves tell
+
+    def _write(self, record: dict[str, Any]) -> None:
+        """In place and always as long: file systems that guard against lost data flush a file that is replaced."""
+        handle = os.open(self.folder / "size.json", os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            os.pwrite(handle, json.dumps(record).ljust(RECORD_BYTES).encode("ascii"), 0)
+        finally:
+            os.close(handle)
+
+    def _swept(self) -> dict[str, Any]:
+        """Delete what killed processes and forgotten files left; the size of what remains."""
+        now = time.time()
+        for temporary in self.folder.glob("??/*.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                if now - temporary.stat().st_mtime > LEFT_OVER:
+                    temporary.unlink()
+        self.hashes.forget_old()
+        return {"bytes": sum(size for _, size, _ in self._entries()), "swept": now}
+
+    def _make_room(self, swept: float) -> None:
+        entries = sorted(self._entries())
+        held = sum(size for _, size, _ in entries)
+        for _, size, path in entries:
+            if held <= ROOM * self.limit_bytes:
+                break
+            path.unlink(missing_ok=True)
+            held -= size
+        self._write({"bytes": held, "swept": swept})
 
 
 @lru_cache(maxsize=8)
@@ -122,20 +168,12 @@ def open_store(settings: StoreSettings) -> FrameStore:
     return FrameStore(settings)
 
 
-def entry_key(path: Path, media: Media, settings: VideoSection, factor: int) -> str:
+def entry_key(path: Path, media: Media, settings: VideoSection, factor: int, hashes: FileHashes) -> str:
     """Names an entry by all that decides its frames. The file's name is not part of it.
 
     Raises:
         OSError: the file cannot be read.
     """
-    status = path.stat()
-    digest = _digest(str(path), status.st_size, status.st_mtime_ns)
+    digest = hashes.digest(path)
     parts = (VERSION, digest, media.kind, media.start, media.end, media.fps, *sampling_key(settings, factor))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-@lru_cache(maxsize=100_000)
-def _digest(path: str, size: int, mtime_ns: int) -> str:
-    """SHA-256 of a file's bytes; size and time only say when it has to be read again."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
