@@ -96,7 +96,8 @@ class VideoSection:
 class PromptSection:
     system: str = ""  # system message; empty sends none
     instruction: bool = True  # add the instruction for the answer's type to the question
-    max_tokens: int = 16384  # a longer prompt is dropped and counted
+    max_tokens: int = 16384  # longest prompt
+    over_budget: str = "drop"  # what becomes of a longer one: drop (counted), frames (as many as fit, not below video.min_frames) or pixels (smaller frames, not below video.min_pixels)
     position_rule: str = (
         "vllm"  # Qwen2.5-VL after a video: vllm continues from the largest position + 1, transformers as its 5.19
     )
@@ -226,6 +227,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "stage": ("rl", "sft"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("sdpa", "eager", "flash_attention_2"),
+    "prompt.over_budget": ("drop", "frames", "pixels"),
     "prompt.position_rule": ("vllm", "transformers"),
     "prompt.video.backend": ("pyav", "decord", "torchcodec"),
     "reward.spatial_match": ("soft", "exact"),

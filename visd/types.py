@@ -160,6 +160,7 @@ class Prompt:
     vision: VisionInputs
     frame_times: tuple[tuple[float, ...], ...]  # s, of the sampled frames, one tuple a medium
     suffix_start: int  # index of the first token of the chat suffix that opens the assistant's turn; privileged text goes before it
+    reduced: str = ""  # frames or pixels, where its media were reduced to fit prompt.max_tokens
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])

@@ -91,7 +91,9 @@ def test_a_key_is_all_that_decides_the_frames(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(store_module, "VERSION", 2)
     others.append(entry_key(copy, CLIP, SETTINGS, 28, hashes))
     assert len({key, *others}) == 1 + len(others)
-    assert entry_key(path, CLIP, replace(SETTINGS, timeout=1.0), 28, hashes) == entry_key(path, CLIP, SETTINGS, 28, hashes)
+    assert entry_key(path, CLIP, replace(SETTINGS, timeout=1.0), 28, hashes) == entry_key(
+        path, CLIP, SETTINGS, 28, hashes
+    )
 
 
 def test_a_replaced_file_is_noticed(tmp_path: Path) -> None:
@@ -227,9 +229,7 @@ def test_a_hash_is_remembered_only_of_a_file_that_has_settled(tmp_path: Path) ->
     assert hashes.digest(path) == fresh and len(list((tmp_path / "hashes").glob("??/*"))) == 1
 
 
-def test_a_changed_file_is_hashed_again_whatever_its_time_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_file_is_hashed_again_whatever_its_time_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashes_module, "SETTLED", -1.0)
     path, hashes = tmp_path / "a", FileHashes(tmp_path / "hashes")
     found = []

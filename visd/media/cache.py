@@ -40,13 +40,16 @@ class FrameCache:
         self._failures: dict[Hashable, DecodeError] = {}
         self._seen: set[Hashable] = set()
 
-    def get(self, media: Media) -> Frames:
+    def get(self, media: Media, settings: VideoSection | None = None) -> Frames:
         """Decoded frames of the medium.
+
+        Args:
+            settings: instead of the cache's own, for a prompt that has to become shorter.
 
         Raises:
             DecodeError: the file cannot give them.
         """
-        task = self._task(media)
+        task = self._task(media, settings)
         key = self._key(task)
         if key in self._frames:
             self._frames.move_to_end(key)
@@ -95,8 +98,8 @@ class FrameCache:
             )
         return path
 
-    def _task(self, media: Media) -> DecodeTask:
-        return DecodeTask(self.resolve(media.path), media, self.settings, self.factor, self._store)
+    def _task(self, media: Media, settings: VideoSection | None = None) -> DecodeTask:
+        return DecodeTask(self.resolve(media.path), media, settings or self.settings, self.factor, self._store)
 
     def _key(self, task: DecodeTask) -> Hashable:
         media = task.media
@@ -105,7 +108,7 @@ class FrameCache:
             identity: tuple[int, int] | None = (status.st_mtime_ns, status.st_size)
         except OSError:
             identity = None
-        sampling = sampling_key(self.settings, self.factor)
+        sampling = sampling_key(task.settings, self.factor)
         return (media.kind, str(task.path), identity, media.start, media.end, media.fps, sampling)
 
     def _decode(self, key: Hashable, task: DecodeTask) -> Decoded:

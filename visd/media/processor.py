@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
-from visd.config import FramesSection, PromptSection
+from visd.config import FramesSection, PromptSection, VideoSection
+from visd.media.budget import CannotFit, reduced_settings
 from visd.media.cache import FrameCache
 from visd.media.chat import PLACEHOLDER, check_media, conversation, find_suffix
 from visd.media.errors import DecodeError
 from visd.media.families import family_from_config
-from visd.media.families.base import Family
+from visd.media.families.base import Family, MediumSize
 from visd.media.video import DecodeCounter
 from visd.types import DroppedSample, Frames, Media, Message, Prompt, VisdError
 
@@ -92,15 +93,17 @@ class PromptProcessor:
         self._check(sample_id, messages, media)
         decoded = [self._decode(sample_id, item) for item in media]
         text = self._hf.apply_chat_template(conversation(messages), tokenize=False, add_generation_prompt=True)
+        tokens, reduced = self._count(text, _sizes(media, decoded)), ""
+        if tokens > self.section.max_tokens:
+            decoded, tokens = self._reduced(sample_id, text, media, decoded, tokens)
+            reduced = self.section.over_budget
         prompt = self._tensors(sample_id, text, media, decoded)
-        if len(prompt) > self.section.max_tokens:
-            raise DroppedSample(
-                sample_id,
-                "prompt_too_long",
-                f"its prompt has {len(prompt)} tokens, more than prompt.max_tokens = {self.section.max_tokens}; "
-                "lower prompt.video.fps, max_frames or max_pixels, or raise the limit.",
+        if len(prompt) != tokens:
+            raise VisdError(
+                f"sample {sample_id!r}: its prompt was counted as {tokens} tokens and has {len(prompt)}; "
+                f"the record of its family does not know how {self.model_path!r} writes its media."
             )
-        return prompt
+        return dataclasses.replace(prompt, reduced=reduced)
 
     def insert_text(self, prompt: Prompt, text: str) -> Prompt:
         """The prompt with `text` put at the end of the user's turn; all other ids and the pixels stay as they are.
@@ -136,10 +139,37 @@ class PromptProcessor:
                     sample_id, "reserved_token", f"its text spells out the special token {found[0]!r}; remove it."
                 )
 
-    def _decode(self, sample_id: str, media: Media) -> Frames:
+    def _count(self, text: str, sizes: Sequence[MediumSize]) -> int:
+        return self.family.prompt_tokens(text, sizes, self.tokenizer)
+
+    def _reduced(
+        self, sample_id: str, text: str, media: Sequence[Media], decoded: Sequence[Frames], tokens: int
+    ) -> tuple[list[Frames], int]:
+        """Frames by the rule `prompt.over_budget` with which the prompt fits, and its tokens."""
+        sizes, limit, rule = _sizes(media, decoded), self.section.max_tokens, self.section.over_budget
+        said = f"its prompt has {tokens} tokens, more than prompt.max_tokens = {limit}"
+        if rule == "drop":
+            advice = "lower prompt.video.fps, max_frames or max_pixels, or raise the limit."
+            raise DroppedSample(sample_id, "prompt_too_long", f"{said}; {advice}")
+        target, frames = limit, list(decoded)
+        while tokens > limit:
+            try:
+                section = self.family.sizes(self.section.video)
+                settings = reduced_settings(
+                    rule, sizes, section, self.family, lambda changed: self._count(text, changed), target
+                )
+            except CannotFit as error:
+                raise DroppedSample(sample_id, "prompt_too_long", f"{said}, {error}.") from None
+            frames = [self._decode(sample_id, item, own) for item, own in zip(media, settings, strict=True)]
+            tokens = self._count(text, _sizes(media, frames))
+            # Times between known frames were guessed: where a file's rate varies, a timestamp may take a digit more.
+            target -= max(0, tokens - limit)
+        return frames, tokens
+
+    def _decode(self, sample_id: str, media: Media, settings: VideoSection | None = None) -> Frames:
         assert self._frames is not None
         try:
-            return self._frames.get(media)
+            return self._frames.get(media, settings)
         except DecodeError as error:
             raise DroppedSample(sample_id, error.reason, f"{media.kind} {error}") from error
 
@@ -161,6 +191,10 @@ class PromptProcessor:
             frame_times=tuple(frames.times for frames in decoded),
             suffix_start=suffix_start,
         )
+
+
+def _sizes(media: Sequence[Media], decoded: Sequence[Frames]) -> list[MediumSize]:
+    return [MediumSize.of(item.kind, frames) for item, frames in zip(media, decoded, strict=True)]
 
 
 def _reserved_tokens(tokenizer: Any) -> tuple[str, ...]:

@@ -157,9 +157,14 @@ def _rate(index: FrameIndex, count: int, duration: float) -> float:
 def _target_size(
     path: Path, height: int, width: int, frames: int, settings: VideoSection, factor: int
 ) -> tuple[int, int]:
+    high = min(settings.max_pixels, frame_budget(settings, frames))
+    return _fit(path, height, width, factor, settings.min_pixels, high)
+
+
+def frame_budget(settings: VideoSection, frames: int) -> float:
+    """Most pixels of one of `frames` frames, as far as the whole video's budget goes."""
     # A pair of frames becomes one temporal patch, so the budget of the whole video counts it once.
-    share = max(settings.total_pixels / frames * FRAME_FACTOR, int(settings.min_pixels * 1.05))
-    return _fit(path, height, width, factor, settings.min_pixels, min(settings.max_pixels, share))
+    return max(settings.total_pixels / frames * FRAME_FACTOR, int(settings.min_pixels * 1.05))
 
 
 def _fit(path: Path, height: int, width: int, factor: int, low: int, high: float) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Step data to named metrics. Pure functions; the step's value comes from `accumulate.reduce` over ranks.
 
 Names: `reward/`, `accuracy/<family>`, `advantage/`, `group/`, `rollout/`, `judge/`, `gap/` (D_t = log teacher - log
-student), `weight/` (per-token weight), `policy/`, `engine/`, `drops/<reason>`, `time/<phase>`.
+student), `weight/` (per-token weight), `policy/`, `engine/`, `drops/<reason>`, `prompts/reduced_<rule>`, `time/<phase>`.
 """
 
 from __future__ import annotations
@@ -124,6 +124,15 @@ def drop_metrics(drops: Mapping[str, int]) -> Metrics:
     metrics.sum("drops/total", *drops.values())
     for reason, count in drops.items():
         metrics.sum(f"drops/{reason}", count)
+    return metrics
+
+
+def reduction_metrics(reductions: Mapping[str, int]) -> Metrics:
+    """`prompts/reduced_<rule>` and `prompts/reduced`: samples with fewer frames or pixels, counted over ranks."""
+    metrics = Metrics()
+    metrics.sum("prompts/reduced", *reductions.values())
+    for rule, count in reductions.items():
+        metrics.sum(f"prompts/reduced_{rule}", count)
     return metrics
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from visd.observe.accumulate import Metrics, reduce
-from visd.observe.metrics import drop_metrics, group_metrics
+from visd.observe.metrics import drop_metrics, group_metrics, reduction_metrics
 from visd.observe.records import rollout_records
 from visd.observe.timing import time_metrics
 from visd.train.run import Run
@@ -34,6 +35,7 @@ def common_metrics(run: Run, metrics: Metrics) -> Metrics:
     """What every stage records: times, drops, decoding, teacher displacement."""
     metrics.update(time_metrics(run.timer.take()))
     metrics.update(drop_metrics(run.drops.reasons))
+    metrics.update(reduction_metrics(Counter(run.reduced.values())))
     metrics.sum("media/videos_decoded", run.processor.counters.videos_decoded)
     metrics.sum("media/tower_calls", run.policy.tower_calls)
     metrics.max("policy/version", run.policy_version)

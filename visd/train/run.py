@@ -81,6 +81,7 @@ class Run:
     teacher: TeacherWeights | None  # None for a method without one
     reference: TeacherWeights | None  # the initial weights, when a KL term needs them
     drops: Drops
+    reduced: dict[str, str]  # sample id to what was reduced to fit prompt.max_tokens, frames or pixels
     timer: PhaseTimer
     tracker: Tracker | None = None  # set when the first step is known
     step: int = 0  # optimiser steps done
@@ -104,9 +105,14 @@ class Run:
         pairs = []
         for sample in samples:
             try:
-                pairs.append((sample, self.builder.build(sample.question())))
+                prompt = self.builder.build(sample.question())
             except DroppedSample as error:
                 self.drops.add(error)
+                continue
+            pairs.append((sample, prompt))
+            if prompt.reduced and sample.id not in self.reduced:
+                self.reduced[sample.id] = prompt.reduced
+                log.info("sample %r: fewer %s, to fit prompt.max_tokens", sample.id, prompt.reduced)
         return pairs
 
 
@@ -184,6 +190,7 @@ def set_up(config: RunConfig) -> Run:
         teacher=teacher,
         reference=reference,
         drops=Drops(len(samples), config.data.max_dropped),
+        reduced={},
         timer=PhaseTimer(torch.cuda.synchronize if backend.device.type == "cuda" else None),
     )
 

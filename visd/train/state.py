@@ -48,7 +48,11 @@ def save_checkpoint(run: Run) -> Path:
             policy_version=run.policy_version,
             identity=identity(run),
             method=run.method.state_dict(),
-            extra={"drops": gathered_drops(run), "judge": gathered_judges(run)},
+            extra={
+                "drops": gathered_drops(run),
+                "judge": gathered_judges(run),
+                "reduced": run.backend.all_gather_object(run.reduced),
+            },
         ),
         writers,
     )
@@ -95,6 +99,7 @@ def restore(run: Run, store: CheckpointStore, path: Path) -> None:
     run.drops.by_id.update(state.extra["drops"][run.backend.rank])
     if run.judge is not None and (judges := state.extra.get("judge")):  # the identity says it is the same judge
         run.judge.load_state_dict(judges[run.backend.rank])
+    run.reduced.update(state.extra["reduced"][run.backend.rank])
 
 
 def teachers(run: Run) -> dict[str, TeacherWeights]:

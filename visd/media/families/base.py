@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from visd.config import VideoSection
-from visd.types import Frames, Media, VisdError, VisionInputs
+from visd.types import Frames, Media, MediaKind, VisdError, VisionInputs
 
 TEXT, IMAGE, VIDEO = 0, 1, 2
 """Values of `mm_token_type_ids`."""
+
+
+@dataclass(frozen=True)
+class MediumSize:
+    """All that a medium's tokens depend on."""
+
+    kind: MediaKind
+    times: tuple[float, ...]  # s, one a frame
+    indices: tuple[int, ...]  # frame numbers in the file, one a frame
+    height: int  # pixels, as the vision tower sees it
+    width: int  # pixels
+
+    @classmethod
+    def of(cls, kind: MediaKind, frames: Frames) -> MediumSize:
+        return cls(kind, frames.times, frames.indices, *frames.pixels.shape[1:3])
+
+    def with_frames(self, count: int) -> MediumSize:
+        """The same clip in `count` frames. Their times lie evenly between the known ones, as in files of one rate."""
+        numbers = np.linspace(self.indices[0], self.indices[-1], count).round()
+        times = np.interp(numbers, self.indices, self.times)
+        return replace(self, times=tuple(times.tolist()), indices=tuple(numbers.astype(int).tolist()))
 
 
 @dataclass(frozen=True)
@@ -54,6 +77,18 @@ class Family:
         ids = hf(text, add_special_tokens=False, return_tensors="pt")["input_ids"][0].long()
         return ids, torch.zeros(len(ids), dtype=torch.int), VisionInputs()
 
+    def cells(self, frames: int) -> int:
+        """Temporal patches of a medium of so many frames."""
+        return frames
+
+    def visual_tokens(self, size: MediumSize) -> int:
+        """Placeholder tokens of a medium."""
+        raise VisdError(f"the family {self.name!r} has no vision modules.")
+
+    def prompt_tokens(self, text: str, sizes: Sequence[MediumSize], tokenizer: Any) -> int:
+        """Tokens of a rendered chat with one placeholder a medium, in the order of `sizes`, without looking at pixels."""
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def positions(self, token_types: Tensor, vision: VisionInputs, rule: str) -> Tensor:
         """[4, P] positions of a prompt; `rule` is `prompt.position_rule`."""
         if bool((token_types > 0).any()):
@@ -83,3 +118,18 @@ class Family:
     def dummy_types(self) -> Tensor:
         """Token types that go with `dummy_media`."""
         raise VisdError(f"the family {self.name!r} has no vision modules.")
+
+
+def expanded_tokens(text: str, pads: Sequence[str], expansions: Sequence[tuple[str, int]], tokenizer: Any) -> int:
+    """Tokens of `text` after each placeholder of `pads`, in order, became (what is written, further tokens)."""
+    waiting = iter(expansions)
+    missing = 0
+
+    def expand(match: re.Match[str]) -> str:
+        nonlocal missing
+        written, further = next(waiting)
+        missing += further
+        return written
+
+    written = re.sub("|".join(map(re.escape, pads)), expand, text)
+    return len(tokenizer(written, add_special_tokens=False)["input_ids"]) + missing

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from visd.config import VideoSection
-from visd.media.families.base import IMAGE, VIDEO, Family
+from visd.media.families.base import IMAGE, VIDEO, Family, MediumSize, expanded_tokens
 from visd.media.families.qwen_vl import channels_first
 from visd.media.positions import text_only
 from visd.types import Frames, Media, VisdError, VisionInputs
@@ -56,6 +56,20 @@ class InternVL(Family):
         kinds = [kind for medium, item in zip(media, frames, strict=True) for kind in self._kinds(medium, item)]
         types[ids == self.image_token_id] = torch.tensor(kinds, dtype=torch.int).repeat_interleave(self.tile_tokens)
         return ids, types, VisionInputs(pixel_values=inputs.get("pixel_values"))
+
+    def visual_tokens(self, size: MediumSize) -> int:
+        return len(size.times) * self.tile_tokens
+
+    def prompt_tokens(self, text: str, sizes: Sequence[MediumSize], tokenizer: Any) -> int:
+        pad, video = tokenizer.context_image_token, tokenizer.video_token
+        tile = f"{tokenizer.start_image_token}{pad}{tokenizer.end_image_token}"
+
+        def expansion(size: MediumSize) -> tuple[str, int]:
+            frames = len(size.times)
+            written = "\n".join(f"Frame{number + 1}: {tile}" for number in range(frames))
+            return tile if size.kind == "image" else written, self.visual_tokens(size) - frames
+
+        return expanded_tokens(text, (pad, video), [expansion(size) for size in sizes], tokenizer)
 
     def _kinds(self, medium: Media, frames: Frames) -> list[int]:
         return [IMAGE if medium.kind == "image" else VIDEO] * len(frames.times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visd.media.families.base import IMAGE, VIDEO, Family
+from visd.media.families.base import IMAGE, VIDEO, Family, MediumSize, expanded_tokens
 from visd.types import Frames, Media, VisdError, VisionInputs
 
 
@@ -20,6 +21,10 @@ class QwenVL(Family):
     patch_size: int = 0  # pixels
     temporal_patch_size: int = 0  # frames
     merge_size: int = 0  # patches merged along each side into one token
+    image_token_id: int = 0
+    video_token_id: int = 0
+    vision_start_token_id: int = 0
+    vision_end_token_id: int = 0
 
     def check_processor(self, hf: Any, model_path: str) -> None:
         for part in (hf.video_processor, hf.image_processor):
@@ -69,6 +74,27 @@ class QwenVL(Family):
             image_grid_thw=inputs.get("image_grid_thw"),
         )
         return inputs["input_ids"][0].long(), inputs["mm_token_type_ids"][0].int(), vision
+
+    def cells(self, frames: int) -> int:
+        return math.ceil(frames / self.temporal_patch_size)
+
+    def visual_tokens(self, size: MediumSize) -> int:
+        area = (size.height // self.pixel_factor) * (size.width // self.pixel_factor)
+        return self.cells(len(size.times)) * area
+
+    def prompt_tokens(self, text: str, sizes: Sequence[MediumSize], tokenizer: Any) -> int:
+        image, video, start, end = tokenizer.convert_ids_to_tokens(
+            [self.image_token_id, self.video_token_id, self.vision_start_token_id, self.vision_end_token_id]
+        )
+
+        def expansion(size: MediumSize) -> tuple[str, int]:
+            pad, tokens = image if size.kind == "image" else video, self.visual_tokens(size)
+            if not (self.timestamps_in_text and size.kind == "video"):
+                return pad, tokens - 1
+            stamps = cell_times(size.times, self.temporal_patch_size)
+            return "".join(f"<{stamp:.1f} seconds>{start}{pad}{end}" for stamp in stamps), tokens - len(stamps)
+
+        return expanded_tokens(text, (image, video), [expansion(size) for size in sizes], tokenizer)
 
     def encode(
         self, modules: Sequence[nn.Module], media: Sequence[VisionInputs], token_types: Sequence[Tensor]
@@ -122,7 +148,14 @@ def qwen_facts(config: Any) -> dict[str, Any]:
         "temporal_patch_size": _scalar(vision.temporal_patch_size, "temporal_patch_size"),
         "merge_size": vision.spatial_merge_size,
         "banned_ids": tuple(sorted(getattr(config, name) for name in ids)),
+        **{name: getattr(config, name) for name in ids},
     }
+
+
+def cell_times(times: Sequence[float], patch: int) -> list[float]:
+    """s, of each temporal patch: the middle of its first and last frame; the last frame fills up the last patch."""
+    firsts = range(0, len(times), patch)
+    return [(times[first] + times[min(first + patch, len(times)) - 1]) / 2 for first in firsts]
 
 
 def channels_first(frames: Frames) -> Tensor:
