@@ -16,6 +16,7 @@ from visd.media.families import family_from_config
 from visd.media.families.base import Family
 from visd.policy.batch import Row, VisionFeatures, build_inputs
 from visd.policy.model import PolicyModel
+from visd.policy.oom import memory_of
 from visd.policy.vision import Tower, encode_media, multiply_patches, take_tower, vision_modules
 from visd.types import Prompt, ScoreNeeds, TokenScores, VisdError
 
@@ -92,9 +93,9 @@ class Policy:
         features: list[VisionFeatures | None] = []
         for prompt in prompts:
             if not prompt.vision.empty and prompt.sample_id not in self._features:
-                self._features[prompt.sample_id] = encode_media(
-                    self.family, list(self.tower), [prompt.vision], [prompt.mm_token_type_ids]
-                )[0]
+                modules, types = list(self.tower), [prompt.mm_token_type_ids]
+                with memory_of("encode", [prompt.sample_id]):
+                    self._features[prompt.sample_id] = encode_media(self.family, modules, [prompt.vision], types)[0]
                 self.tower_calls += 1
             features.append(self._features.get(prompt.sample_id))
         return features

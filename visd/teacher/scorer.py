@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from visd.policy.batch import Row
+from visd.policy.oom import memory_of
 from visd.policy.policy import Policy
 from visd.types import ScoreNeeds, TokenScores
 
@@ -42,7 +43,8 @@ def score_rows(
         support = None
         if job.support is not None:
             support = torch.nn.utils.rnn.pad_sequence([job.support[i] for i in batch], batch_first=True)
-        padded = policy.score(rows, temperature=job.temperature, needs=job.needs, support_ids=support)
+        with memory_of("teacher", (row.prompt.sample_id for row in rows)):
+            padded = policy.score(rows, temperature=job.temperature, needs=job.needs, support_ids=support)
         for b, i in enumerate(batch):
             row = padded.row(b, len(job.rows[i].response_ids))
             scores[i] = change(i, row) if change is not None else row

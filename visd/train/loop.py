@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from visd.judge.base import Judge
 from visd.objective.advantage import group_advantages, returns_of
+from visd.policy.oom import memory_of
 from visd.reward.combine import score
 from visd.seeding import derive_seed
 from visd.train.record import record_step
@@ -76,7 +77,8 @@ def sample_rollouts(
                 [derive_seed("rollout", run.config.run.seed, step, sample.id, g) for g in range(sampling.n)]
                 for sample, _ in part
             ]
-            rollouts = run.engine.generate([prompt for _, prompt in part], sampling, seeds, run.policy_version)
+            with memory_of("rollout", (sample.id for sample, _ in part)):
+                rollouts = run.engine.generate([prompt for _, prompt in part], sampling, seeds, run.policy_version)
             batch = [RolloutGroup(s, p, r) for (s, p), r in zip(part, rollouts, strict=True)]
             if judge is not None:
                 judge.submit(batch)

@@ -12,6 +12,7 @@ from visd.judge.rule import RuleJudge
 from visd.objective.loss import Denominators, token_weights
 from visd.observe.accumulate import Metrics, reduce
 from visd.policy.batch import Row
+from visd.policy.oom import memory_of
 from visd.seeding import generator
 from visd.teacher.view import render, teacher_prompt, verified
 from visd.train.loop import last_step
@@ -89,7 +90,9 @@ def update(run: Run, examples: Sequence[Example], step: int) -> Metrics:
     run.policy.set_training(True)
     for i in range(rounds):
         if i < len(plan):
-            micro_step(run, [examples[row] for row in plan[i]], denominators, i == rounds - 1, metrics)
+            part = [examples[row] for row in plan[i]]
+            with memory_of("update", (example.sample_id for example in part)):
+                micro_step(run, part, denominators, i == rounds - 1, metrics)
         else:
             idle_step(run, i == rounds - 1)
     run.policy.set_training(False)

@@ -12,6 +12,7 @@ from visd.objective.loss import Denominators, kl_to_reference, policy_loss, toke
 from visd.observe.accumulate import Metrics
 from visd.observe.metrics import token_metrics
 from visd.observe.records import TokenTrace, TraceKey, token_traces
+from visd.policy.oom import memory_of
 from visd.train.batches import Item, dummy_row, join_scores, token_batch
 from visd.train.optimizer import learning_rate
 from visd.train.plan import micro_batches
@@ -50,7 +51,8 @@ def update_policy(
         last = i == rounds - 1
         if i < len(plan):
             part = [items[row] for row in plan[i]]
-            traces |= micro_step(run, part, teacher, reference, denominators, step, last, metrics)
+            with memory_of("update", (item.group.sample.id for item in part)):
+                traces |= micro_step(run, part, teacher, reference, denominators, step, last, metrics)
         else:
             idle_step(run, last)
     run.policy.set_training(False)
@@ -60,7 +62,8 @@ def update_policy(
 def optimizer_step(run: Run, step: int, metrics: Metrics) -> bool:
     """Update the weights at the step's learning rate; True where gradients were not finite and nothing was updated."""
     lr = learning_rate(run.config.optim, step, run.config.train.steps)
-    result = run.backend.step(lr)
+    with memory_of("optimizer"):
+        result = run.backend.step(lr)
     metrics.max("optim/lr", lr)
     metrics.max("optim/grad_norm", result.grad_norm)
     metrics.max("optim/skipped", float(result.skipped))
