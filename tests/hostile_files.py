@@ -10,6 +10,11 @@ from pathlib import Path
 from PIL import Image
 
 from tests.media_files import write_sound, write_video
+from visd.config import FramesSection, VideoSection
+from visd.media.cache import FrameCache
+from visd.media.decoders import Decoders
+from visd.media.errors import DecodeError
+from visd.types import Media
 
 
 def write_hostile_folder(folder: Path) -> dict[str, str]:
@@ -25,6 +30,22 @@ def write_hostile_folder(folder: Path) -> dict[str, str]:
     cuts = {f"cut_{share}.mp4": "unreadable" for share in (2, 10, 50, 90)}  # the index stands at the end of the file
     (folder / "dangling.mp4").symlink_to(folder / "nowhere.mp4")
     return {name: fate for name, (_, fate) in FILES.items()} | cuts | {"whole.mp4": "ok", "dangling.mp4": "missing"}
+
+
+def found_fates(decoders: Decoders, folder: Path, names: list[str], settings: VideoSection) -> dict[str, str]:
+    """What becomes of each file in processes of its own, as in training."""
+    cache = FrameCache(folder, settings, 28, FramesSection(workers=0))
+    cache._decoders = decoders
+    media = {name: Media("video", name) for name in names}
+    cache.prefetch(media.values())
+    found = {}
+    for name, item in media.items():
+        try:
+            found[name] = "ok" if len(cache.get(item).times) >= settings.min_frames else "too few"
+        except DecodeError as error:
+            assert Path(error.path) == (folder / name).resolve()
+            found[name] = error.reason
+    return found
 
 
 def _bytes(data: bytes) -> Callable[[Path], object]:
@@ -95,7 +116,10 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         "ok",
     ),  # the stream itself says 64 x 48
     "long_claim.mp4": (_in_header(b"mvhd", 16, struct.pack(">I", 0x7FFFFFFF)), "ok"),  # the stamps of the frames count
-    "no_clock.mp4": (_in_header(b"mdhd", 12, struct.pack(">I", 0)), "truncated"),  # stamps of no unit
+    "no_clock.mp4": (
+        _in_header(b"mdhd", 12, struct.pack(">I", 0)),
+        "too_short",
+    ),  # by stamps of no unit, most frames are hidden
     "one_frame.mp4": (_video(1), "too_short"),
     "sound.mp4": (write_sound, "no_video_stream"),
     "slow.mp4": (_video(8, Fraction(1, 10)), "ok"),
@@ -110,3 +134,6 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "-dash.mp4": (_video(), "ok"),
     "file:colon.mp4": (_video(), "ok"),
 }
+
+DIFFERENT_FATES = {"decord": {"rotated.mp4": "unsupported"}}
+"""By backend, where they are others than PyAV's."""

@@ -63,6 +63,21 @@ def write_video(
     return path
 
 
+def write_trimmed(path: Path) -> Path:
+    """Frames 10 to 59 of a file, cut as `ffmpeg -ss -c copy` does: those before stay, and an edit list hides them."""
+    whole = write_video(path.with_suffix(".mov"), 60, 25, options={"g": "30", "bf": "0"})
+    hiding = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    with av.open(str(whole)) as source, av.open(str(path), "w", options=hiding) as target:
+        stream = source.streams.video[0]
+        assert stream.time_base is not None
+        copy, shift = target.add_stream_from_template(stream), round(10 / 25 / stream.time_base)
+        for packet in source.demux(stream):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+                target.mux(packet)
+    return path
+
+
 def write_sound(path: Path, seconds: float = 1.0) -> Path:
     """A file with audio only."""
     with av.open(str(path), "w") as container:

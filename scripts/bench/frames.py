@@ -13,7 +13,9 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from itertools import cycle
 from pathlib import Path
 
 import av
@@ -32,19 +34,41 @@ STEP = 4
 """Videos a step."""
 SETTINGS = VideoSection(fps=2.0, max_pixels=448 * 448)
 FACTOR = 28
+MILLISECOND = Fraction(1, 1000)
 
 
-def write_clip(path: Path, seed: int) -> None:
-    """Noise that drifts, so that frames differ and motion costs what it costs in real clips."""
-    width, height = SIZE
-    coarse = np.random.default_rng(seed).integers(0, 255, (height // 8, width // 8, 3), np.uint8)
-    picture = coarse.repeat(8, 0).repeat(8, 1)
+def write_clip(
+    path: Path,
+    seed: int,
+    *,
+    seconds: int = SECONDS,
+    fps: int = FPS,
+    size: tuple[int, int] = SIZE,
+    pixel_format: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    rotation: int = 0,
+    gaps: Sequence[int] = (),
+) -> None:
+    """Noise that drifts, so that frames differ and motion costs what it costs in real clips.
+
+    `gaps` (ms) from each frame to the next, over and over, make the frame rate variable.
+    """
+    width, height = size
+    coarse = np.random.default_rng(seed).integers(0, 255, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+    picture = coarse.repeat(8, 0).repeat(8, 1)[:height, :width]
+    shown, clock = cycle(gaps), 0
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"preset": "ultrafast", "crf": "28"}
-        for number in range(SECONDS * FPS):
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        stream.options = {"preset": "ultrafast", "crf": "28", **(options or {})}
+        if rotation:
+            stream.set_display_rotation(rotation)
+        if gaps:
+            stream.codec_context.time_base = stream.time_base = MILLISECOND
+        for number in range(seconds * fps):
             frame = av.VideoFrame.from_ndarray(np.roll(picture, 3 * number, 1), "rgb24")
+            if gaps:
+                frame.pts, frame.time_base, clock = clock, MILLISECOND, clock + next(shown)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 

@@ -10,6 +10,7 @@ cd "$(dirname "$0")/../.."
 VENV="${VENV:-.venv}"
 CONSTRAINTS=requirements/constraints.txt
 EXTRAS=dev,deepspeed,wandb,eval
+TORCHCODEC=torchcodec==0.13.0 # not in the constraints, which also serve vLLM, and vLLM asks for one that needs CUDA
 
 suits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1; }
 
@@ -53,5 +54,11 @@ if [[ -n "${TORCH_INDEX:-}" ]]; then from=(--index-url "$TORCH_INDEX"); fi
 echo "Installing visd with the extras $EXTRAS"
 "${install[@]}" --editable ".[$EXTRAS]"
 "$VENV/bin/python" scripts/setup/repair_torchvision.py install
+
+# Beside the environment, not in it: where torchcodec can be imported but not loaded, other libraries break.
+echo "Installing $TORCHCODEC in $VENV/torchcodec, for its tests and benchmark"
+rm -rf "$VENV/torchcodec"
+"${install[@]}" --no-deps --target "$VENV/torchcodec" "$TORCHCODEC" ||
+    echo "Left out: torchcodec has no build for this machine. Its test will be skipped."
 echo "$wanted" >"$stamp"
 echo "Environment ready in $VENV after $((SECONDS - started)) s"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from tests.hostile_files import write_hostile_folder
+from tests.hostile_files import DIFFERENT_FATES, found_fates, write_hostile_folder
 from tests.media_files import write_video
 from tests.runs import small_run
 from tests.tree import ROOT
@@ -124,21 +125,20 @@ def test_frames_are_decoded_ahead_and_once(decoders: Decoders, tmp_path: Path, m
         cache.get(Media("video", "missing.mp4"))
 
 
-def test_every_file_of_a_hostile_folder_is_decoded_or_refused_by_its_reason(decoders: Decoders, tmp_path: Path) -> None:
-    folder = tmp_path / "hostile"
-    fates = write_hostile_folder(folder)
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    folder = tmp_path_factory.mktemp("hostile") / "files"
+    return folder, write_hostile_folder(folder)
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_every_file_of_a_hostile_folder_is_decoded_or_refused_by_its_reason(
+    decoders: Decoders, hostile: tuple[Path, dict[str, str]], backend: str
+) -> None:
+    folder, fates = hostile
     assert len(fates) >= 25
-    cache = cache_with(decoders, folder)
-    media = {name: Media("video", name) for name in fates}
-    cache.prefetch(media.values())
-    found = {}
-    for name, item in media.items():
-        try:
-            found[name] = "ok" if len(cache.get(item).times) >= 4 else "too few"
-        except DecodeError as error:
-            assert Path(error.path) == (folder / name).resolve()
-            found[name] = error.reason
-    assert found == fates
+    expected = fates | DIFFERENT_FATES.get(backend, {})
+    assert found_fates(decoders, folder, list(fates), replace(SETTINGS, backend=backend)) == expected
 
 
 def test_memory_stays_flat_over_500_decodes(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.media_files import frame_number, write_sound, write_video
+from tests.media_files import frame_number, write_sound, write_trimmed, write_video
 from visd.config import VideoSection
 from visd.media import container as container_module
 from visd.media.backends import pyav
@@ -96,6 +96,8 @@ class TestFrames:
         frames = read(path, replace(SETTINGS, fps=1))
         whole = read(path, replace(SETTINGS, fps=25, max_frames=100))
         assert np.array_equal(frames.pixels, whole.pixels[list(frames.indices)])
+        late = read(path, start=3.08)  # a jump that leads past the end
+        assert np.array_equal(late.pixels, whole.pixels[list(late.indices)])
 
     @pytest.mark.parametrize(
         ("name", "codec"), [("a.avi", "mpeg4"), ("a.webm", "libvpx"), ("b.webm", "libvpx-vp9"), ("a.flv", "flv1")]
@@ -104,6 +106,12 @@ class TestFrames:
         frames = read(write_video(tmp_path / name, 24, 8, codec=codec))
         assert numbers(frames) == pytest.approx(frames.indices, abs=1.1)
         assert frames.times == pytest.approx([index / 8 for index in frames.indices])
+
+    def test_frames_hidden_by_an_edit_list_are_left_out(self, tmp_path: Path) -> None:
+        write_trimmed(tmp_path / "trimmed.mp4")
+        frames = read(tmp_path / "trimmed.mp4")
+        assert frames.times == pytest.approx([number / 25 for number in frames.indices])
+        assert numbers(frames) == pytest.approx([(number + 10) % 58 for number in frames.indices], abs=0.5)
 
     def test_a_stream_without_stamps_is_refused(self, tmp_path: Path) -> None:
         assert reason(write_video(tmp_path / "raw.h264")) == "unreadable"

@@ -97,12 +97,12 @@ def is_small(context: Any) -> bool:
 def index_frames(container: Any, stream: Any, deadline: Deadline) -> FrameIndex:
     """Read every packet's stamps without decoding any."""
     entries, keyframes, damaged, furthest = [], [], set(), 0.0
-    broken = tainted = False
+    broken, tainted, hidden = False, False, 0
     wanted = [s for s in container.streams if s is stream or s.type == "audio"]
     try:
         for packet in container.demux(wanted):
             deadline.check()
-            if packet.size == 0 or packet.is_discard:
+            if packet.size == 0:
                 continue
             if packet.dts is not None and packet.time_base is not None:
                 furthest = max(furthest, float((packet.dts + (packet.duration or 0)) * packet.time_base))
@@ -112,6 +112,9 @@ def index_frames(container: Any, stream: Any, deadline: Deadline) -> FrameIndex:
             tainted = packet.is_corrupt or (tainted and not packet.is_keyframe)
             if tainted:
                 damaged.add(packet.pts)
+            if packet.is_discard:  # an edit list hides it, as in copies cut without coding anew
+                hidden += 1
+                continue
             entries.append((packet.pts, packet.duration or 0))
             if packet.is_keyframe and packet.pts is not None:
                 keyframes.append(packet.pts)
@@ -120,7 +123,7 @@ def index_frames(container: Any, stream: Any, deadline: Deadline) -> FrameIndex:
     if not entries:
         raise DecodeError("unreadable", deadline.path, "its video stream holds no frame.")
     rate = float(stream.average_rate or stream.guessed_rate or 0)
-    complete = not broken and len(entries) >= stream.frames and not _ends_early(container, furthest)
+    complete = not broken and len(entries) + hidden >= stream.frames and not _ends_early(container, furthest)
     if any(pts is None for pts, _ in entries):
         raise DecodeError(
             "unreadable", deadline.path, "it does not say when its frames are shown; remux it with stamps."

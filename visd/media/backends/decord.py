@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-os.environ.setdefault("DECORD_EOF_RETRY_MAX", "128")  # its own 10240 tries take minutes; read when a file is opened
+os.environ.setdefault(
+    "DECORD_EOF_RETRY_MAX", "2048"
+)  # its own 10240 tries can take minutes; read when a file is opened
 
 import decord
 import numpy as np
