@@ -21,6 +21,8 @@ from typing import TypeGuard
 
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from scripts.methods_page import methods_page
 
 ROOT = Path(__file__).resolve().parent.parent
