@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -79,19 +80,23 @@ class ChatClient:
     limiter: RateLimiter
     may_retry: Callable[[], bool] = lambda: True
     secret: str = ""  # never to appear in a note
-    _http: httpx.AsyncClient = field(init=False)
-    _slots: asyncio.Semaphore = field(init=False)
+    _lines: asyncio.LifoQueue[httpx.AsyncClient] = field(init=False)
 
     def __post_init__(self) -> None:
-        limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
-        # One clock for the whole try stands in for httpx's own: theirs start again with every byte that arrives.
+        # One client with one connection for each request under way: whoever holds one may ask. A pool that shares its
+        # connections looks through all of them at each request, which takes longer than the request itself.
+        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
         # Plain HTTP needs no certificates, and redirects are not followed; loading them takes a tenth of a second.
-        secure = self.url.startswith("https:")
-        self._http = httpx.AsyncClient(limits=limits, timeout=None, headers={**self.headers}, verify=secure)
-        self._slots = asyncio.Semaphore(self.concurrency)
+        tls: Any = httpx.create_ssl_context() if self.url.startswith("https:") else False
+        self._lines = asyncio.LifoQueue()
+        for _ in range(self.concurrency):
+            # One clock for the whole try stands in for httpx's own: theirs start again with every byte that arrives.
+            line = httpx.AsyncClient(limits=limits, timeout=None, headers={**self.headers}, verify=tls)
+            self._lines.put_nowait(line)
 
     async def close(self) -> None:
-        await self._http.aclose()
+        while not self._lines.empty():
+            await self._lines.get_nowait().aclose()
 
     async def ask(self, body: bytes, key: str, tokens: int) -> Outcome:
         """The outcome of a request. Never raises for what a server or a network can do.
@@ -103,9 +108,9 @@ class ChatClient:
         attempt = 1
         while True:
             try:
-                async with self._slots:
+                async with self._line() as line:
                     await self.limiter.acquire(tokens)
-                    reply = await self._try(body)
+                    reply = await self._try(line, body)
                 return replace(reply, attempts=attempt)
             except _Failed as failed:
                 note = failed.note.replace(self.secret, "***") if self.secret else failed.note
@@ -115,11 +120,19 @@ class ChatClient:
                 await asyncio.sleep(self.retry.wait(attempt, key, failed.retry_after))
             attempt += 1
 
-    async def _try(self, body: bytes) -> Outcome:
+    @asynccontextmanager
+    async def _line(self) -> AsyncIterator[httpx.AsyncClient]:
+        line = await self._lines.get()
+        try:
+            yield line
+        finally:
+            self._lines.put_nowait(line)
+
+    async def _try(self, line: httpx.AsyncClient, body: bytes) -> Outcome:
         try:
             async with (
                 asyncio.timeout(self.retry.timeout),
-                self._http.stream("POST", self.url, content=body) as response,
+                line.stream("POST", self.url, content=body) as response,
             ):
                 data = await _read(response)
                 _check_status(response, data)
