@@ -30,16 +30,21 @@ class AnswerCache:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=NORMAL")
                 self._db.execute(f"CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, {', '.join(COLUMNS)})")
-            self._db.execute(f"SELECT key, {', '.join(COLUMNS)} FROM answers LIMIT 1")
+            self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM answers LIMIT 1")
+            # Most requests are new, and a look at the file for each would hold up those under way.
+            self._keys = {key for (key,) in self._db.execute("SELECT key FROM answers")}
         except (sqlite3.Error, OSError) as error:
             raise VisdError(
                 f"{path}: judge answers cannot be kept there ({error}); delete the file or set judge.cache_dir."
             ) from error
 
     def get(self, key: str) -> Outcome | None:
+        """What was written before this was opened, or by it."""
+        if key not in self._keys:
+            return None
         with self._lock:
             row = self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM answers WHERE key = ?", (key,)).fetchone()
-        return Outcome(**dict(zip(COLUMNS, row, strict=True)), replayed=True) if row else None
+        return Outcome(**dict(zip(COLUMNS, row, strict=True)), replayed=True)
 
     def put(self, key: str, outcome: Outcome) -> None:
         """Raises VisdError where the disk is full."""
@@ -48,6 +53,7 @@ class AnswerCache:
             with self._lock:
                 marks = ", ".join("?" * len(values))
                 self._db.execute(f"INSERT OR REPLACE INTO answers (key, {', '.join(COLUMNS)}) VALUES ({marks})", values)
+                self._keys.add(key)
         except sqlite3.Error as error:
             raise VisdError(f"{self.path}: a judge's answer could not be written ({error}); free space.") from error
 
