@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,7 @@ from visd.judge.base import JudgeServices
 from visd.judge.openai import OpenAIJudge
 from visd.types import Answer, Evidence, Media, Message, Prompt, Rollout, RolloutGroup, Sample
 
-REPORT = {
+REPORT: dict[str, Any] = {
     "answer": 1.0,
     "logic": 0.5,
     "temporal": 0.5,
