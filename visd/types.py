@@ -313,6 +313,11 @@ class TokenBatch:
     dimensions: Tensor  # [B, T] long, index into DIMENSIONS
     dimension_scores: Tensor  # [B, 4] judge scores, NaN where none
 
+    @property
+    def taught(self) -> Tensor:
+        """[B, T] bool: response tokens that the teacher scored."""
+        return self.mask & self.has_teacher[:, None]
+
 
 @dataclass
 class TokenCredit:

@@ -32,7 +32,7 @@ def test_prompt_of_two_videos_equals_the_plain_processors(folder: Path, tmp_path
     media = [Media("video", "a.mp4"), Media("video", "a.mp4", start=1.0, end=4.0)]
     prompt = processor.process("s", [Message("user", "<video><video>what moves")], media)
     plain = AutoProcessor.from_pretrained(folder)
-    frames = [processor._decode("s", item) for item in media]
+    frames = [processor.frames(item) for item in media]
     assert all(item.pixels.shape == (4, 56, 56, 3) for item in frames)
     inputs = plain(
         text=[prompt.text],

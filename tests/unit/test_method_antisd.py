@@ -13,7 +13,7 @@ from tests.unit.method_data import P, Q, batch_of, gather, gradient, group_of, l
 from visd.config import ConfigError, RunConfig
 from visd.methods.antisd import AntiSD, phi
 from visd.methods.antisd_code import AntiSDCode
-from visd.methods.base import Scores
+from visd.methods.base import Scores, StepView
 from visd.methods.grpo import GRPO
 from visd.objective.divergence import generalised_jsd
 from visd.types import TokenScores
@@ -44,7 +44,7 @@ def taught(entropies: Sequence[float]) -> dict[tuple[str, int], TokenScores]:
 def after_warmup(method: AntiSD, entropy: float = 0.4) -> AntiSD:
     """The method as it is at its first step after a warm-up of equal steps."""
     for step in range(method.warmup_steps + 1):
-        method.observe([group_of([1.0], length=2)], taught([entropy, entropy]), gather, step)
+        method.observe(StepView([group_of([1.0], length=2)], taught([entropy, entropy]), gather), step)
     return method
 
 
@@ -87,18 +87,20 @@ def test_antisd_5_9_4_gate() -> None:
     method = AntiSD()
     seen = []
     for step, entropy in enumerate([0.40] * 5 + [0.45, 0.41, 0.37, 0.38, 0.399, 0.40, 0.5]):
-        seen.append(method.observe([group_of([1.0])], taught([0.0, entropy, 9.0]), gather, step)["lam"])
+        seen.append(method.observe(StepView([group_of([1.0])], taught([0.0, entropy, 9.0]), gather), step)["lam"])
     assert seen == [0.0] * 5 + [0.5, 0.5, 0.0, 0.0, 0.0, 0.5, 0.5]
     starts_off = AntiSD(gate_starts_on=False)
     for step, entropy in enumerate([0.40] * 5 + [0.39, 0.41]):
-        last = starts_off.observe([group_of([1.0])], taught([entropy]), gather, step)["lam"]
+        last = starts_off.observe(StepView([group_of([1.0])], taught([entropy]), gather), step)["lam"]
         assert last == (0.5 if step == 6 else 0.0)
-    assert AntiSD(gate=False).observe([group_of([1.0])], taught([0.1]), gather, 0)["lam"] == 0.5
+    assert AntiSD(gate=False).observe(StepView([group_of([1.0])], taught([0.1]), gather), 0)["lam"] == 0.5
 
 
 def test_the_median_is_over_all_tokens_of_all_ranks() -> None:
     method = AntiSD(gate=False)
-    seen = method.observe([], taught([1.0, 2.0, 9.0]), lambda mine: [mine, torch.tensor([3.0, 4.0]).numpy()], 0)
+    seen = method.observe(
+        StepView([], taught([1.0, 2.0, 9.0]), lambda mine: [mine, torch.tensor([3.0, 4.0]).numpy()]), 0
+    )
     assert seen["teacher_entropy_median"] == 3.0
 
 
@@ -107,10 +109,10 @@ def test_the_gate_survives_a_restart(kind: type[AntiSD]) -> None:
     values = [0.40, 0.41, 0.39, 0.40, 0.40, 0.30, 0.395, 0.45]
     straight, first, second = kind(), kind(), kind()
     group = group_of([1.0], length=2)
-    expected = [straight.observe([group], taught([v, v]), gather, i) for i, v in enumerate(values)]
-    found = [first.observe([group], taught([v, v]), gather, i) for i, v in enumerate(values[:6])]
+    expected = [straight.observe(StepView([group], taught([v, v]), gather), i) for i, v in enumerate(values)]
+    found = [first.observe(StepView([group], taught([v, v]), gather), i) for i, v in enumerate(values[:6])]
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    found += [second.observe([group], taught([v, v]), gather, 6 + i) for i, v in enumerate(values[6:])]
+    found += [second.observe(StepView([group], taught([v, v]), gather), 6 + i) for i, v in enumerate(values[6:])]
     assert found == expected and second.state_dict() == straight.state_dict()
     assert first.state_dict()["is_on"] is False, "the gate went off, so its state matters"
 

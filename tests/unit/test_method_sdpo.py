@@ -10,6 +10,7 @@ import torch
 
 from tests.unit.method_data import P, Q, batch_of, gather, gradient, group_of, logits_of, random_logits, scores_of
 from visd.config import ConfigError
+from visd.methods.base import StepView
 from visd.methods.grpo import GRPO
 from visd.methods.sdpo import SDPO
 from visd.objective.loss import Denominators, token_weights
@@ -152,7 +153,7 @@ def test_feedback_is_shown_where_the_field_says(feedback: str, with_solution: st
 
 def test_shares_of_successes_and_contexts_are_logged() -> None:
     groups = [group_of([1.0, 0.0, 0.0])]
-    seen = SDPO().observe(groups, {("s", 1): TokenScores(torch.zeros(2))}, gather, 0)
+    seen = SDPO().observe(StepView(groups, {("s", 1): TokenScores(torch.zeros(2))}, gather), 0)
     assert seen == pytest.approx({"success_group_share": 1.0, "success_share": 1 / 3, "context_share": 1 / 3})
 
 

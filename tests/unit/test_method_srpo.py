@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.unit.method_data import batch_of, gather, group_of, random_logits, scores_of
 from visd.config import ObjectiveSection
-from visd.methods.base import Scores
+from visd.methods.base import Scores, StepView
 from visd.methods.grpo import GRPO
 from visd.methods.sdpo import SDPO
 from visd.methods.srpo import SRPO
@@ -36,7 +36,7 @@ def observe(method: SRPO, group: RolloutGroup, tokens: TokenBatch, scores: Score
         for i in range(len(tokens.indices))
         if tokens.has_teacher[i]
     }
-    return method.observe([group], taught, gather, 0)
+    return method.observe(StepView([group], taught, gather), 0)
 
 
 def test_srpo_2_9_1_without_contexts_it_is_grpo_and_all_wrong_with_contexts_weighted_sdpo() -> None:
@@ -142,7 +142,7 @@ def test_the_mean_weight_is_of_all_ranks() -> None:
     group = group_of([1.0, 0.0])
     sent: list[object] = []
     for mine in scores:
-        SRPO().observe([group], mine, lambda m: sent.append(m) or [m], 0)
+        SRPO().observe(StepView([group], mine, lambda m: sent.append(m) or [m]), 0)
     method = SRPO()
-    method.observe([group], scores[0], lambda m: [sent[0], sent[2]] if m is not None else [], 0)
+    method.observe(StepView([group], scores[0], lambda m: [sent[0], sent[2]] if m is not None else []), 0)
     assert method._mean_weight == pytest.approx((1 + math.exp(-1) + math.exp(-2)) / 3, abs=1e-7)

@@ -12,7 +12,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from PIL import Image
@@ -154,12 +154,11 @@ def chosen_frames(frames: Frames, most: int) -> Frames:
     if count <= most:
         return frames
     places = [round(i * (count - 1) / max(most - 1, 1)) for i in range(most)]
-    return Frames(
-        frames.pixels[places],
-        tuple(frames.times[i] for i in places),
-        tuple(frames.indices[i] for i in places),
-        frames.source_fps,
-        frames.duration,
+    return replace(
+        frames,
+        pixels=frames.pixels[places],
+        times=tuple(frames.times[i] for i in places),
+        indices=tuple(frames.indices[i] for i in places),
     )
 
 

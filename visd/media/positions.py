@@ -25,8 +25,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from visd.media.families.base import IMAGE, TEXT, VIDEO
 from visd.types import VisdError
+
+TEXT, IMAGE, VIDEO = 0, 1, 2
+"""Values of `mm_token_type_ids`."""
 
 Grid = Sequence[int]
 """Temporal cells, patch rows, patch columns."""

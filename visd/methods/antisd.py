@@ -19,7 +19,7 @@ the verified answer, as the paper's data holds no more. Published: learning rate
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -29,10 +29,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from visd.config import RunConfig
-from visd.methods.base import Method, Scores
+from visd.methods.base import Method, Scores, StepView
 from visd.methods.checks import check_choice, check_context
 from visd.objective.credit import added_advantages, sampled_log_ratio
-from visd.observe.accumulate import Gather
 from visd.seeding import generator
 from visd.teacher.siblings import (
     REFERENCES,
@@ -42,7 +41,7 @@ from visd.teacher.siblings import (
     succeeded,
     successful,
 )
-from visd.types import PrivilegedContext, RolloutGroup, Sample, ScoreNeeds, TokenBatch, TokenCredit, TokenScores
+from visd.types import PrivilegedContext, RolloutGroup, Sample, ScoreNeeds, TokenBatch, TokenCredit
 
 
 def phi(u: Tensor) -> Tensor:
@@ -138,16 +137,10 @@ class AntiSD(Method):
         )
         return None if context.empty else context
 
-    def observe(
-        self,
-        groups: Sequence[RolloutGroup],
-        teacher: Mapping[tuple[str, int], TokenScores],
-        gather: Gather,
-        step: int,
-    ) -> dict[str, float]:
+    def observe(self, seen: StepView, step: int) -> dict[str, float]:
         """The gate's decision from the median teacher entropy over all tokens of the step."""
-        mine = [s.entropy.double().cpu().numpy() for s in teacher.values() if s.entropy is not None]
-        entropies = np.concatenate(gather(np.concatenate(mine) if mine else np.empty(0)))
+        mine = [s.entropy.double().cpu().numpy() for s in seen.teacher.values() if s.entropy is not None]
+        entropies = np.concatenate(seen.gather(np.concatenate(mine) if mine else np.empty(0)))
         if not entropies.size:
             self._lam = 0.0
             return {"lam": 0.0}
@@ -159,10 +152,9 @@ class AntiSD(Method):
     def advantages(self, batch: TokenBatch, scores: Scores, step: int) -> TokenCredit:
         if scores.teacher is None:
             return super().advantages(batch, scores, step)
-        scored = batch.mask & batch.has_teacher[:, None]
-        log_ratio = torch.where(scored, sampled_log_ratio(scores.teacher, scores.student), 0.0)
+        log_ratio = torch.where(batch.taught, sampled_log_ratio(scores.teacher, scores.student), 0.0)
         signal, clipped = self.signal(batch, scores, log_ratio)
-        advantages, weights = added_advantages(batch.advantages, torch.where(scored, signal, 0.0))
+        advantages, weights = added_advantages(batch.advantages, torch.where(batch.taught, signal, 0.0))
         return TokenCredit(advantages, weights, log_ratio, clipped)
 
     def signal(self, batch: TokenBatch, scores: Scores, log_ratio: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -16,7 +16,6 @@ there against the engine's log-probabilities. The cut of a solution at its answe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +24,9 @@ import torch
 from torch import Tensor
 
 from visd.methods.antisd import AntiSD, phi
-from visd.methods.base import Scores
-from visd.observe.accumulate import Gather, Metrics, Std, reduce
-from visd.types import RolloutGroup, ScoreNeeds, TokenBatch, TokenScores
+from visd.methods.base import Scores, StepView
+from visd.observe.accumulate import Metrics, Std, reduce
+from visd.types import ScoreNeeds, TokenBatch
 
 
 @dataclass
@@ -49,29 +48,23 @@ class AntiSDCode(AntiSD):
     def needs(self, step: int) -> ScoreNeeds | None:
         return ScoreNeeds() if self.active(step) else None
 
-    def observe(
-        self,
-        groups: Sequence[RolloutGroup],
-        teacher: Mapping[tuple[str, int], TokenScores],
-        gather: Gather,
-        step: int,
-    ) -> dict[str, float]:
+    def observe(self, seen: StepView, step: int) -> dict[str, float]:
         """The gate's decision from the mean perplexity of the step."""
         metrics = Metrics()
-        engine = {(g.sample.id, i): r.logp for g in groups for i, r in enumerate(g.rollouts)}
-        for key, scores in teacher.items():
+        engine = {(g.sample.id, i): r.logp for g in seen.groups for i, r in enumerate(g.rollouts)}
+        for key, scores in seen.teacher.items():
             logp = scores.logp.double().cpu()
             metrics.mean("perplexity", [v for v in [math.exp(-logp.mean().item())] if v <= self.perp_limit])
             metrics.add("sigma", Std.of((logp - torch.tensor(engine[key], dtype=torch.float64)).tolist()))
-        seen = reduce(metrics, gather)
-        if "perplexity" not in seen:
+        found = reduce(metrics, seen.gather)
+        if "perplexity" not in found:
             self._lam = 0.0
-            return seen | {"lam_max": 0.0}
+            return found | {"lam_max": 0.0}
         if not self._gate.warm:
-            self._sigmas.append(seen["sigma"])
-        is_on = self._gate.feed(max(seen["perplexity"], self.perp_floor)) or not self.gate
+            self._sigmas.append(found["sigma"])
+        is_on = self._gate.feed(max(found["perplexity"], self.perp_floor)) or not self.gate
         self._lam = self.lam if is_on and self._gate.warm else 0.0
-        return seen | {"lam_max": self._lam, "gate": float(is_on)}
+        return found | {"lam_max": self._lam, "gate": float(is_on)}
 
     def lam_of(self, perplexity: Tensor) -> Tensor:
         """The weight of each rollout's signal, [B]."""

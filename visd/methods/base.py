@@ -29,6 +29,15 @@ class Scores:
     teacher: TokenScores | None  # None when no row has a teacher
 
 
+@dataclass(frozen=True)
+class StepView:
+    """A whole step as one rank sees it, before its update."""
+
+    groups: Sequence[RolloutGroup]  # of this rank
+    teacher: Mapping[tuple[str, int], TokenScores]  # of this rank, unpadded, by sample id and rollout index
+    gather: Gather  # returns one entry a rank; what a method keeps must be computed from all of them
+
+
 @dataclass
 class Method:
     """Base of all methods."""
@@ -65,18 +74,8 @@ class Method:
     def prepare(self, groups: Sequence[RolloutGroup], services: Any) -> None:
         """Generate whatever the contexts need before any is asked for."""
 
-    def observe(
-        self,
-        groups: Sequence[RolloutGroup],
-        teacher: Mapping[tuple[str, int], TokenScores],
-        gather: Gather,
-        step: int,
-    ) -> dict[str, float]:
+    def observe(self, seen: StepView, step: int) -> dict[str, float]:
         """Learn what concerns the whole step, before its first micro-batch; every rank calls it once a step.
-
-        Args:
-            teacher: unpadded scores of this rank's rollouts, by sample id and rollout index.
-            gather: returns one entry a rank; what the method keeps must be computed from all of them.
 
         Returns:
             Numbers to log as `method/<name>`, the same on every rank.

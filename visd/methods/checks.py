@@ -23,9 +23,3 @@ def check_context(config: RunConfig, block: str, why: str) -> None:
     """Refuse a teacher that would not be shown the block the method fills."""
     if block not in config.teacher.context:
         raise ConfigError(f"teacher.context: must name {block!r}, {why}; it is [{', '.join(config.teacher.context)}].")
-
-
-def check_teacher(config: RunConfig, weights: Sequence[str], method: str) -> None:
-    """Refuse teacher weights that the method is not defined for."""
-    if config.teacher.weights not in weights:
-        raise ConfigError(f"teacher.weights: {method} needs {' or '.join(weights)}, not {config.teacher.weights!r}.")

@@ -75,7 +75,7 @@ class DASD(Method):
         entropy = scores.student.entropy
         if scores.teacher is None or entropy is None:
             return super().advantages(batch, scores, step)
-        scored = batch.mask & batch.has_teacher[:, None]
+        scored = batch.taught
         log_ratio = torch.where(scored, sampled_log_ratio(scores.teacher, scores.student), 0.0)
         delta = self.normalised(log_ratio, batch.mask)
         addition = self.beta * self.weight(entropy, delta, batch.mask) * delta

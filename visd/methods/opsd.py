@@ -90,4 +90,4 @@ class OPSD(Method):
             value, clipped = clipped_forward_kl(p, q, self.clip, self.generator)
         else:
             value = distillation(student, teacher, self.support, self.alpha, tail=False)
-        return {"distillation": Term(value, batch.mask & batch.has_teacher[:, None], 1.0, clipped)}
+        return {"distillation": Term(value, batch.taught, 1.0, clipped)}

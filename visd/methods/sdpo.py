@@ -20,21 +20,21 @@ clip of advantages of the paper's test-time section is not there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from visd.config import RunConfig
-from visd.methods.base import Method, Scores
+from visd.methods.base import Method, Scores, StepView
 from visd.methods.checks import check_choice, check_context, check_range
 from visd.objective.credit import sampled_log_ratio
 from visd.objective.divergence import distillation, support_needs
 from visd.objective.loss import truncated_ratio
-from visd.observe.accumulate import Gather, Metrics, reduce
+from visd.observe.accumulate import Metrics, reduce
 from visd.teacher.siblings import solution_text, successful
-from visd.types import PrivilegedContext, RolloutGroup, Sample, ScoreNeeds, Term, TokenBatch, TokenCredit, TokenScores
+from visd.types import PrivilegedContext, RolloutGroup, Sample, ScoreNeeds, Term, TokenBatch, TokenCredit
 
 FEEDBACK = ("never", "without_solution", "always")
 SUPPORTS = ("student", "teacher", "full", "sampled")
@@ -89,21 +89,15 @@ class SDPO(Method):
         context = PrivilegedContext(peers=peers, feedback=feedback or None)
         return None if context.empty else context
 
-    def observe(
-        self,
-        groups: Sequence[RolloutGroup],
-        teacher: Mapping[tuple[str, int], TokenScores],
-        gather: Gather,
-        step: int,
-    ) -> dict[str, float]:
+    def observe(self, seen: StepView, step: int) -> dict[str, float]:
         """Shares of groups and rollouts with a success, and of rollouts with a context."""
         metrics = Metrics()
-        for group in groups:
+        for group in seen.groups:
             right = set(successful(group, self.success_threshold))
             metrics.mean("success_group_share", [bool(right)])
             metrics.mean("success_share", (i in right for i in range(len(group.rollouts))))
-            metrics.mean("context_share", ((group.sample.id, i) in teacher for i in range(len(group.rollouts))))
-        return reduce(metrics, gather)
+            metrics.mean("context_share", ((group.sample.id, i) in seen.teacher for i in range(len(group.rollouts))))
+        return reduce(metrics, seen.gather)
 
     def advantages(self, batch: TokenBatch, scores: Scores, step: int) -> TokenCredit:
         share = torch.full_like(scores.student.logp, self.grpo_share)
@@ -115,5 +109,4 @@ class SDPO(Method):
             return {}
         value = distillation(scores.student, scores.teacher, self.support, self.alpha, self.tail)
         importance = truncated_ratio(scores.student.logp, batch.engine_logp, self.is_clip)
-        mask = batch.mask & batch.has_teacher[:, None]
-        return {"distillation": Term(value * importance.value, mask, 1 - self.grpo_share, importance.clipped)}
+        return {"distillation": Term(value * importance.value, batch.taught, 1 - self.grpo_share, importance.clipped)}

@@ -15,19 +15,18 @@ in one place and not in another: `objective.advantage_std`, off as in SDPO's cod
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from visd.methods.base import Scores
+from visd.methods.base import Scores, StepView
 from visd.methods.checks import check_range
 from visd.methods.sdpo import SDPO
 from visd.objective.divergence import support_needs
 from visd.objective.loss import truncated_ratio
-from visd.observe.accumulate import Gather, Metrics, reduce
+from visd.observe.accumulate import Metrics, reduce
 from visd.teacher.siblings import succeeded
-from visd.types import PrivilegedContext, RolloutGroup, ScoreNeeds, Term, TokenBatch, TokenCredit, TokenScores
+from visd.types import PrivilegedContext, RolloutGroup, ScoreNeeds, Term, TokenBatch, TokenCredit
 
 
 @dataclass
@@ -51,22 +50,16 @@ class SRPO(SDPO):
     def context(self, group: RolloutGroup, index: int) -> PrivilegedContext | None:
         return None if succeeded(group, index, self.success_threshold) else super().context(group, index)
 
-    def observe(
-        self,
-        groups: Sequence[RolloutGroup],
-        teacher: Mapping[tuple[str, int], TokenScores],
-        gather: Gather,
-        step: int,
-    ) -> dict[str, float]:
+    def observe(self, seen: StepView, step: int) -> dict[str, float]:
         """Shares as of SDPO, where `context_share` is the share routed to distillation, and the mean of exp(-beta H)."""
         metrics = Metrics()
-        for scores in teacher.values():
+        for scores in seen.teacher.values():
             assert scores.entropy is not None
             metrics.mean("entropy_weight", (-self.beta * scores.entropy.double()).exp().tolist())
             metrics.mean("teacher_entropy", scores.entropy.tolist())
-        seen = reduce(metrics, gather)
-        self._mean_weight = seen.get("entropy_weight", 1.0)
-        return super().observe(groups, teacher, gather, step) | seen
+        found = reduce(metrics, seen.gather)
+        self._mean_weight = found.get("entropy_weight", 1.0)
+        return super().observe(seen, step) | found
 
     def advantages(self, batch: TokenBatch, scores: Scores, step: int) -> TokenCredit:
         importance = truncated_ratio(scores.student.logp, batch.engine_logp, self.is_clip)

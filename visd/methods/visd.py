@@ -100,4 +100,4 @@ class VISD(Method):
             ratio = restricted_log_ratio(scores.teacher, scores.student, batch.token_ids)
             if self.gamma > 0:
                 ratio = (1 - self.gamma) * ratio + self.gamma * sampled_log_ratio(scores.teacher, scores.student)
-        return torch.where(batch.has_teacher[:, None] & batch.mask, ratio, 0.0)
+        return torch.where(batch.taught, ratio, 0.0)

@@ -20,10 +20,8 @@ import math
 import torch
 from torch import Tensor
 
+from visd.policy.head import LOWEST
 from visd.types import ScoreNeeds, TokenScores
-
-LOWEST = -1e4
-"""Stands for log 0: an id that neither model can sample then adds exactly 0, value and gradient."""
 
 FULL_MASS = -1e-7
 """Largest log-mass of a support that still leaves a tail (SDPO's code and TRL clamp there)."""
@@ -132,4 +130,5 @@ def _kl(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _finite(logp: Tensor) -> Tensor:
+    """An id that neither model can sample then adds exactly 0, value and gradient."""
     return logp.clamp(min=LOWEST)

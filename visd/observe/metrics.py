@@ -92,7 +92,7 @@ def token_metrics(batch: TokenBatch, credit: TokenCredit, student: TokenScores) 
     mismatch = _flat((student.logp - batch.engine_logp).abs(), mask)
     metrics.mean("engine/logp_diff_mean", mismatch)
     metrics.max("engine/logp_diff_max", *mismatch)
-    scored = mask & batch.has_teacher[:, None].bool()
+    scored = batch.taught
     metrics.mean("weight/teacher_share", _flat(scored.float(), mask))
     if bool(scored.any()):
         _teacher(metrics, batch, credit, scored)

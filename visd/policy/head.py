@@ -17,6 +17,9 @@ from visd.types import ScoreNeeds
 CHUNK_ELEMENTS = 1 << 25
 """Most logits held at once: 128 MiB in float32."""
 
+LOWEST = -1e4
+"""Stands for the log-probability of an id that cannot be sampled, where -inf would give NaN."""
+
 Head = Callable[[Tensor], Tensor]
 
 
@@ -45,7 +48,7 @@ def score_positions(
     """
     chunk = max(1, CHUNK_ELEMENTS // vocab_size)
     count = hidden_NH.shape[0]
-    names = _names(needs, support_ids_NK)
+    names = score_names(needs, support_ids_NK)
 
     def run(hidden: Tensor, ids: Tensor, support: Tensor | None) -> tuple[Tensor, ...]:
         return _score_chunk(head, hidden, ids, support, temperature, banned_V, needs)
@@ -63,7 +66,8 @@ def score_positions(
     return {name: torch.cat([part[i] for part in parts]) for i, name in enumerate(names)}
 
 
-def _names(needs: ScoreNeeds, support_ids: Tensor | None) -> list[str]:
+def score_names(needs: ScoreNeeds, support_ids: Tensor | None) -> list[str]:
+    """Names, as in `TokenScores`, of what `read_scores` returns."""
     names = ["logp"]
     if needs.entropy:
         names.append("entropy")
@@ -85,12 +89,16 @@ def _score_chunk(
 ) -> tuple[Tensor, ...]:
     logits = head(hidden).float() / temperature
     logits = logits.masked_fill(banned, float("-inf"))
-    logp_all = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
+    return read_scores(logits - torch.logsumexp(logits, dim=-1, keepdim=True), ids, support, needs)
+
+
+def read_scores(logp_all: Tensor, ids: Tensor, support: Tensor | None, needs: ScoreNeeds) -> tuple[Tensor, ...]:
+    """What is needed of distributions [N, V], in the order of `score_names`; -inf stands for ids that are banned."""
     out = [logp_all.gather(-1, ids[:, None]).squeeze(-1)]
     if needs.entropy:
         with torch.no_grad():
-            # A banned id has probability 0 and log-probability -inf; its share of the entropy is 0.
-            out.append(-(logp_all.exp() * logp_all.masked_fill(banned, 0.0)).sum(-1))
+            # A banned id has probability 0; its share of the entropy is 0 and not NaN.
+            out.append(-(logp_all.exp() * logp_all.clamp(min=LOWEST)).sum(-1))
     if support is None and needs.top_k:
         support = logp_all.detach().topk(min(needs.top_k, logp_all.shape[-1]), dim=-1).indices
     if support is not None:

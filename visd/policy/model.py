@@ -111,8 +111,8 @@ class PolicyModel(nn.Module):
             types = [row[mask] for row, mask in zip(inputs.mm_token_type_ids, inputs.attention_mask, strict=True)]
             with_media = [row.cpu() for row in types if bool((row > 0).any())]
             return concatenate_features(encode_media(self.family, modules, inputs.media, with_media)), None
-        dummy = [self.family.dummy_media()], [self.family.dummy_types()]
-        feature = encode_media(self.family, modules, *dummy)[0]
+        nothing_seen, its_types = self.family.dummy_media()
+        feature = encode_media(self.family, modules, [nothing_seen], [its_types])[0]
         levels: Sequence[Tensor] = (feature.embeds, *feature.deepstack)
         nothing = torch.zeros((), device=inputs.input_ids.device)
         return None, sum((level.sum() for level in levels), nothing) * 0.0

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from visd.media.errors import is_out_of_memory
 from visd.types import VisdError
 
 HELP = {
@@ -39,16 +40,12 @@ def memory_of(phase: str, sample_ids: Iterable[str] = ()) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        # torch reports a failed allocation on a CPU as a plain RuntimeError
+        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or is_out_of_memory(error)):
             raise
         samples = ", ".join(sorted(set(sample_ids)))
         where = f"{phase} of sample{'s' * (', ' in samples)} {samples}" if samples else phase
         raise OutOfMemory(f"out of memory in the {where}: {help_}. ({_first_sentences(error)})") from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: on a GPU, in Python, or on a CPU, which torch reports as a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _first_sentences(error: BaseException) -> str:

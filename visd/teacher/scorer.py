@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from visd.policy.batch import Row
+from visd.policy.head import LOWEST, read_scores, score_names
 from visd.policy.oom import memory_of
 from visd.policy.policy import Policy
 from visd.types import ScoreNeeds, TokenScores
-
-LOWEST = -1e4
-"""Stands for the log-probability of an id that cannot be sampled, where -inf would give NaN."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,9 @@ def score_mixed(policy: Policy, job: ScoreJob, reference: Sequence[Tensor], rate
         assert row.full_logp is not None
         mixed = mixed_logp(reference[index].to(row.full_logp.device), row.full_logp, rate)
         ids = torch.as_tensor(job.rows[index].response_ids, device=mixed.device)
-        return read(mixed, ids, job.needs, None if job.support is None else job.support[index])
+        support = None if job.support is None else job.support[index]
+        names = score_names(job.needs, support)
+        return TokenScores(**dict(zip(names, read_scores(mixed, ids, support, job.needs), strict=True)))
 
     return score_rows(policy, ScoreJob(job.rows, job.plan, job.temperature, ScoreNeeds(full=True)), mix)
 
@@ -85,16 +85,3 @@ def mixed_logp(reference: Tensor, live: Tensor, rate: float) -> Tensor:
     """log q = (1 - rate) log q_reference + rate log q_live - log Z, [..., V]: logits are interpolated, not probabilities."""
     mixed = (1 - rate) * reference.clamp(min=LOWEST) + rate * live.clamp(min=LOWEST)
     return mixed.masked_fill(live == -torch.inf, -torch.inf).log_softmax(-1)
-
-
-def read(logp_TV: Tensor, ids_T: Tensor, needs: ScoreNeeds, support: Tensor | None) -> TokenScores:
-    """What `needs` asks of given distributions, as the policy's own head answers it."""
-    if support is None and needs.top_k:
-        support = logp_TV.topk(min(needs.top_k, logp_TV.shape[-1]), dim=-1).indices
-    return TokenScores(
-        logp=logp_TV.gather(-1, ids_T[:, None]).squeeze(-1),
-        entropy=-(logp_TV.exp() * logp_TV.clamp(min=LOWEST)).sum(-1) if needs.entropy else None,
-        support_ids=support,
-        support_logp=None if support is None else logp_TV.gather(-1, support),
-        full_logp=logp_TV if needs.full else None,
-    )

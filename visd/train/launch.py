@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from typing import Any
 
 from rich.console import Console
@@ -63,7 +62,7 @@ def summary(run: Run, wall_seconds: float) -> dict[str, Any]:
         "videos_total": len(videos),
         "drops": dict(run.drops.reasons),
         "dropped_ids": sorted(run.drops.by_id),
-        "reduced": dict(Counter(run.reduced.values())),
+        "reduced": dict(run.reductions),
         "processes": run.backend.world_size,
         "parallel": run.config.parallel.mode,
     }

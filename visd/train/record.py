@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from visd.observe.accumulate import Metrics, reduce
@@ -35,7 +34,7 @@ def common_metrics(run: Run, metrics: Metrics) -> Metrics:
     """What every stage records: times, drops, decoding, teacher displacement."""
     metrics.update(time_metrics(run.timer.take()))
     metrics.update(drop_metrics(run.drops.reasons))
-    metrics.update(reduction_metrics(Counter(run.reduced.values())))
+    metrics.update(reduction_metrics(run.reductions))
     metrics.sum("media/videos_decoded", run.processor.counters.videos_decoded)
     metrics.sum("media/tower_calls", run.policy.tower_calls)
     metrics.max("policy/version", run.policy_version)

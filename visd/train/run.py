@@ -88,6 +88,11 @@ class Run:
     policy_version: int = 0  # optimiser steps that changed the weights
 
     @property
+    def reductions(self) -> Counter[str]:
+        """How many samples were reduced, by what was reduced."""
+        return Counter(self.reduced.values())
+
+    @property
     def sampling(self) -> Sampling:
         r = self.config.rollout
         return Sampling(r.n, r.temperature, r.top_p, r.top_k, r.max_new_tokens)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from visd.methods.base import Scores
+from visd.methods.base import Scores, StepView
 from visd.objective.loss import Denominators, kl_to_reference, policy_loss, token_weights
 from visd.observe.accumulate import Metrics
 from visd.observe.metrics import token_metrics
@@ -43,7 +43,7 @@ def update_policy(
     denominators = count(run, groups)
     rounds = max_over_ranks(run, len(plan))
     metrics = Metrics()
-    for name, value in run.method.observe(groups, teacher, run.backend.all_gather_object, step).items():
+    for name, value in run.method.observe(StepView(groups, teacher, run.backend.all_gather_object), step).items():
         metrics.max(f"method/{name}", value)
     traces: dict[TraceKey, TokenTrace] = {}
     run.policy.set_training(True)

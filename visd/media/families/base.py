@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from visd.config import VideoSection
+from visd.media.positions import text_only
 from visd.types import Frames, Media, MediaKind, VisdError, VisionInputs
-
-TEXT, IMAGE, VIDEO = 0, 1, 2
-"""Values of `mm_token_type_ids`."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class Family:
         """[4, P] positions of a prompt; `rule` is `prompt.position_rule`."""
         if bool((token_types > 0).any()):
             raise VisdError(f"the family {self.name!r} has no media, the prompt has some.")
-        return torch.arange(len(token_types)).expand(4, -1).clone()
+        return text_only(len(token_types))
 
     def encode(
         self, modules: Sequence[nn.Module], media: Sequence[VisionInputs], token_types: Sequence[Tensor]
@@ -111,12 +109,12 @@ class Family:
         """
         raise VisdError(f"the family {self.name!r} has no vision modules.")
 
-    def dummy_media(self) -> VisionInputs:
-        """The least that `encode` can be given, for a rank without media while others run a trained tower."""
-        raise VisdError(f"the family {self.name!r} has no vision modules.")
+    def dummy_media(self) -> tuple[VisionInputs, Tensor]:
+        """The least that `encode` can be given, for a rank without media while others run a trained tower.
 
-    def dummy_types(self) -> Tensor:
-        """Token types that go with `dummy_media`."""
+        Returns:
+            Media, and the types of their tokens.
+        """
         raise VisdError(f"the family {self.name!r} has no vision modules.")
 
 
@@ -133,3 +131,16 @@ def expanded_tokens(text: str, pads: Sequence[str], expansions: Sequence[tuple[s
 
     written = re.sub("|".join(map(re.escape, pads)), expand, text)
     return len(tokenizer(written, add_special_tokens=False)["input_ids"]) + missing
+
+
+def side(value: int | list[int] | tuple[int, ...], name: str) -> int:
+    """A length that a vision config gives once, or once for each axis.
+
+    Raises:
+        VisdError: the axes differ.
+    """
+    if isinstance(value, int):
+        return value
+    if len(set(value)) != 1:
+        raise VisdError(f"model.path: vision_config.{name} = {value} is not square, which is not supported.")
+    return value[0]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from visd.config import VideoSection
-from visd.media.families.base import IMAGE, VIDEO, Family, MediumSize, expanded_tokens
+from visd.media.families.base import Family, MediumSize, expanded_tokens, side
 from visd.media.families.qwen_vl import channels_first
-from visd.media.positions import text_only
+from visd.media.positions import IMAGE, VIDEO, text_only
 from visd.types import Frames, Media, VisdError, VisionInputs
 
 
@@ -88,11 +88,9 @@ class InternVL(Family):
         features = projector(pixel_shuffle(patches, self.shuffle)).flatten(0, 1)
         return [(part,) for part in torch.split(features, [len(item) * self.tile_tokens for item in tiles])]
 
-    def dummy_media(self) -> VisionInputs:
-        return VisionInputs(pixel_values=torch.zeros(1, 3, self.pixel_factor, self.pixel_factor))
-
-    def dummy_types(self) -> Tensor:
-        return torch.full((self.tile_tokens,), IMAGE)
+    def dummy_media(self) -> tuple[VisionInputs, Tensor]:
+        media = VisionInputs(pixel_values=torch.zeros(1, 3, self.pixel_factor, self.pixel_factor))
+        return media, torch.full((self.tile_tokens,), IMAGE)
 
 
 def pixel_shuffle(patches: Tensor, factor: int) -> Tensor:
@@ -105,7 +103,7 @@ def pixel_shuffle(patches: Tensor, factor: int) -> Tensor:
 
 def _record(config: Any) -> Family:
     vision = config.vision_config
-    side, patch = _one(vision.image_size), _one(vision.patch_size)
+    tile, patch = side(vision.image_size, "image_size"), side(vision.patch_size, "patch_size")
     if config.vision_feature_layer != -1:
         raise VisdError(
             f"model.path: vision_feature_layer = {config.vision_feature_layer} is not supported, only the last (-1)."
@@ -117,17 +115,13 @@ def _record(config: Any) -> Family:
         language_module="model.language_model",
         vision_modules=("model.vision_tower", "model.multi_modal_projector"),
         projector_modules=("model.multi_modal_projector",),
-        pixel_factor=side,
+        pixel_factor=tile,
         banned_ids=(config.image_token_id,),
         image_token_id=config.image_token_id,
-        tile_tokens=(side // patch // shuffle) ** 2,
+        tile_tokens=(tile // patch // shuffle) ** 2,
         shuffle=shuffle,
         skip=1 if config.vision_feature_select_strategy == "default" else 0,
     )
-
-
-def _one(value: int | list[int] | tuple[int, ...]) -> int:
-    return value if isinstance(value, int) else value[0]
 
 
 MODEL_TYPES = {"internvl": _record}

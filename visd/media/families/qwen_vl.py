@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visd.media.families.base import IMAGE, VIDEO, Family, MediumSize, expanded_tokens
+from visd.media.families.base import Family, MediumSize, expanded_tokens, side
+from visd.media.positions import IMAGE, VIDEO
 from visd.types import Frames, Media, VisdError, VisionInputs
 
 
@@ -121,22 +122,20 @@ class QwenVL(Family):
         orders = [_placeholder_order(types).to(parameter.device) for types in token_types]
         return [tuple(level[i][order] for level in split) for i, order in enumerate(orders)]
 
-    def dummy_media(self) -> VisionInputs:
-        side = self.merge_size
-        return VisionInputs(
-            pixel_values_videos=torch.zeros(side * side, 3 * self.temporal_patch_size * self.patch_size**2),
-            video_grid_thw=torch.tensor([[1, side, side]]),
+    def dummy_media(self) -> tuple[VisionInputs, Tensor]:
+        patches = self.merge_size
+        media = VisionInputs(
+            pixel_values_videos=torch.zeros(patches**2, 3 * self.temporal_patch_size * self.patch_size**2),
+            video_grid_thw=torch.tensor([[1, patches, patches]]),
             second_per_grid_ts=(1.0,),
         )
-
-    def dummy_types(self) -> Tensor:
-        return torch.full((1,), VIDEO)
+        return media, torch.full((1,), VIDEO)
 
 
 def qwen_facts(config: Any) -> dict[str, Any]:
     """Fields of `QwenVL` that stand in a config."""
     vision = config.vision_config
-    patch = _scalar(vision.patch_size, "patch_size")
+    patch = side(vision.patch_size, "patch_size")
     ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     return {
         "model_type": config.model_type,
@@ -145,7 +144,7 @@ def qwen_facts(config: Any) -> dict[str, Any]:
         "four_rows": True,
         "pixel_factor": patch * vision.spatial_merge_size,
         "patch_size": patch,
-        "temporal_patch_size": _scalar(vision.temporal_patch_size, "temporal_patch_size"),
+        "temporal_patch_size": side(vision.temporal_patch_size, "temporal_patch_size"),
         "merge_size": vision.spatial_merge_size,
         "banned_ids": tuple(sorted(getattr(config, name) for name in ids)),
         **{name: getattr(config, name) for name in ids},
@@ -171,11 +170,3 @@ def _placeholder_order(types: Tensor) -> Tensor:
     order[images] = torch.arange(int(images.sum()))
     order[~images] = torch.arange(int(images.sum()), len(kinds))
     return order
-
-
-def _scalar(value: int | list[int] | tuple[int, ...], name: str) -> int:
-    if isinstance(value, int):
-        return value
-    if len(set(value)) != 1:
-        raise VisdError(f"model.path: vision_config.{name} = {value} is not square, which is not supported.")
-    return value[0]
