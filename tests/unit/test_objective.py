@@ -108,7 +108,7 @@ def test_clip_engages_where_the_release_says() -> None:
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(finite, min_size=2, max_size=6),
-    st.floats(-3, 3, allow_nan=False),
+    st.floats(-3, 3, allow_nan=False, allow_subnormal=False),  # half of the smallest number is 0: it has no sign
     st.floats(0, 1),
     st.floats(0.01, 0.9),
     st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=4, max_size=4),
