@@ -17,6 +17,7 @@ from tests.judge_server import GOOD, JudgeServer, Reply, Script, completion
 from tests.unit.reward_data import claim, group, proof, response, sample
 from visd.judge.base import JudgeServices
 from visd.judge.openai import OpenAIJudge
+from visd.media.errors import DecodeError
 from visd.types import Answer, Frames, JudgeReport, Media, Rewards, RolloutGroup, VisdError
 
 OF = sample(Answer("word", "right"))
@@ -115,6 +116,16 @@ def test_frames_are_attached_where_the_judge_sees_them(make: Make) -> None:
         assert all(part["image_url"]["url"].startswith("data:image/jpeg;base64,") for part in content[1::2])
         assert ("verified_boxes" in content[-1]["text"]) == evidence
         assert '"verified_answer": "right"' in content[-1]["text"]
+
+
+def test_frames_that_cannot_be_read_any_more_are_skipped(make: Make) -> None:
+    def gone(media: Media) -> Frames:
+        raise DecodeError("missing", media.path, "there is no such file.")
+
+    with JudgeServer() as server:
+        judge = make(server, gone, sees="both")
+        assert statuses(judge.judge([texts(3)])) == ["skipped"] * 3
+    assert not server.requests and judge.take_counts()["calls"] == 0
 
 
 # -------------------------------------------------------------------------------------------------- faults

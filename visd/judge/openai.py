@@ -21,7 +21,7 @@ from visd.config import ConfigError
 from visd.judge.base import Judge, JudgeServices
 from visd.judge.client import Outcome, Retry
 from visd.judge.limits import RateLimiter, Spent, estimated_tokens
-from visd.judge.prompt import Inquiry, chosen_frames, inquiry
+from visd.judge.prompt import Inquiry, Part, inquiry, pictures_of
 from visd.judge.schema import Read, read_answer, response_schema
 from visd.judge.server import Address, Server, done
 from visd.judge.settings import ModelJudgeSettings
@@ -92,10 +92,9 @@ class OpenAIJudge(ModelJudgeSettings, Judge):
         if self._server is None:  # not before: a run that is only checked writes no file
             self._server = Server(self._address)
         for group in groups:
-            for rollout in group.rollouts:
-                key = _key(group.sample, rollout)
-                if key not in self._pending:
-                    self._pending[key] = self._begin(self._server, group.sample, rollout)
+            keyed = {_key(group.sample, rollout): rollout for rollout in group.rollouts}
+            new = {key: rollout for key, rollout in keyed.items() if key not in self._pending}
+            self._pending |= self._begin(self._server, group.sample, new) if new else {}
 
     def judge(self, groups: Sequence[RolloutGroup]) -> list[tuple[JudgeReport, ...]]:
         self.submit(groups)
@@ -114,13 +113,17 @@ class OpenAIJudge(ModelJudgeSettings, Judge):
     def removes_target(self, report: JudgeReport) -> bool:
         return self.on_failure == "teacher" and not report.usable
 
-    def _begin(self, server: Server, sample: Sample, rollout: Rollout) -> Pending:
+    def _begin(self, server: Server, sample: Sample, rollouts: dict[Key, Rollout]) -> dict[Key, Pending]:
+        """Begin to judge rollouts of one sample, in their order."""
         try:
             seen = sample.media if self.sees != "evidence" else ()
-            frames = [chosen_frames(self._services.frames(media), self.max_frames) for media in seen]
+            pictures = pictures_of([self._services.frames(media) for media in seen], self.max_frames)
         except DecodeError as error:
-            return Pending(done(Outcome("skipped", note=str(error), attempts=0)))
-        asked = inquiry(sample, rollout, self.sees, self.max_chars, frames)
+            return dict.fromkeys(rollouts, Pending(done(Outcome("skipped", note=str(error), attempts=0))))
+        return {key: self._send(server, sample, rollout, pictures) for key, rollout in rollouts.items()}
+
+    def _send(self, server: Server, sample: Sample, rollout: Rollout, pictures: Sequence[Part]) -> Pending:
+        asked = inquiry(sample, rollout, self.sees, self.max_chars, pictures)
         estimate = Spent(1, estimated_tokens(asked.text_bytes, asked.images), self.max_tokens)
         if not self._budget.admit(estimate):
             return Pending(done(Outcome("over_budget", note="the budget is spent", attempts=0)))

@@ -41,6 +41,10 @@ _INVISIBLE = re.compile(
 """Control characters, directions, zero widths, variation selectors, tag characters, halves of surrogate pairs."""
 
 
+Part = dict[str, Any]
+"""Of a message's content."""
+
+
 @dataclass(frozen=True)
 class Shown:
     """A response as a judge may see it."""
@@ -61,13 +65,13 @@ class Inquiry:
     images: int
 
 
-def inquiry(sample: Sample, rollout: Rollout, sees: str, max_chars: int, frames: Sequence[Frames] = ()) -> Inquiry:
+def inquiry(sample: Sample, rollout: Rollout, sees: str, max_chars: int, pictures: Sequence[Part] = ()) -> Inquiry:
     """The messages for one rollout; equal rollouts of a sample give equal messages.
 
     Args:
         sees: evidence, frames or both. The verified answer is always told.
         max_chars: a longer response is cut in its middle.
-        frames: of each medium, for `frames` and `both`, already as few as may be sent.
+        pictures: what `pictures_of` gives, for `frames` and `both`.
     """
     rubric = rubric_for(sample, sees)
     shown = show(rollout.text, sample.id, max_chars)
@@ -78,7 +82,6 @@ def inquiry(sample: Sample, rollout: Rollout, sees: str, max_chars: int, frames:
             "Assess the response between the markers. Answer with the JSON object alone.",
         ]
     )
-    pictures = [part for number, of in enumerate(frames) for part in _pictures(of, number, len(frames))]
     content: Any = [*pictures, {"type": "text", "text": text}] if pictures else text
     messages = [{"role": "system", "content": rubric.text}, {"role": "user", "content": content}]
     size = sum(len(part.encode("utf-8")) for part in (rubric.text, text))
@@ -162,14 +165,15 @@ def chosen_frames(frames: Frames, most: int) -> Frames:
     )
 
 
-def _pictures(frames: Frames, number: int, media: int) -> list[dict[str, Any]]:
-    """A caption and an image for each frame."""
-    parts: list[dict[str, Any]] = []
-    which = f" of medium {number + 1}" if media > 1 else ""
-    for pixels, time in zip(frames.pixels, frames.times, strict=True):
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
-        url = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        parts.append({"type": "text", "text": f"Frame{which} at {round(time, 2)} s:"})
-        parts.append({"type": "image_url", "image_url": {"url": url}})
+def pictures_of(media: Sequence[Frames], most: int) -> list[Part]:
+    """A caption and an image for each of at most `most` frames of each medium."""
+    parts: list[Part] = []
+    for number, frames in enumerate(chosen_frames(of, most) for of in media):
+        which = f" of medium {number + 1}" if len(media) > 1 else ""
+        for pixels, time in zip(frames.pixels, frames.times, strict=True):
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
+            url = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+            parts.append({"type": "text", "text": f"Frame{which} at {round(time, 2)} s:"})
+            parts.append({"type": "image_url", "image_url": {"url": url}})
     return parts
