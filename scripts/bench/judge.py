@@ -1,11 +1,12 @@
 """How fast a language-model judge is asked, and how much of its time a step sees.
 
-    python scripts/bench/judge.py [--judgements 256] [--latency 0.05] [--concurrency 16]
+    python scripts/bench/judge.py [--judgements 256] [--latency 0.05]
 
 The judge's server is a process of its own that answers every request after a fixed time. First: the time for many
 judgements, against the bound that the concurrency gives, judgements / concurrency * latency. Second: steps that sample
 64 rollouts in batches, while the process is busy as generation on a GPU is (it sleeps), with a judge of 200 ms that is
-given each batch as it is done, or all at the end. Exposed is the time in which the step waits for reports. Best of three.
+given each batch as it is done, or all at the end, 16 at once. Exposed is the time that the step spends on sending requests
+and waiting for reports. Best of three.
 """
 
 from __future__ import annotations
@@ -117,33 +118,37 @@ def throughput(asked: OpenAIJudge, judgements: int, run: int) -> float:
 
 
 def exposed(asked: OpenAIJudge, batches: int, busy: float, early: bool, run: int) -> float:
-    """Seconds that one step waits for its reports."""
+    """Seconds that one step spends on its reports, those for sending requests included."""
     work = groups(ROLLOUTS, f"step{batches}-{early}-{run}-")
-    size = len(work) // batches
+    size, waited = len(work) // batches, 0.0
     for start in range(0, len(work), size):
         time.sleep(busy / batches)
         if early:
+            began = time.perf_counter()
             asked.submit(work[start : start + size])
+            waited += time.perf_counter() - began
     began = time.perf_counter()
     asked.judge(work)
-    return time.perf_counter() - began
+    return waited + time.perf_counter() - began
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judgements", type=int, default=256)
     parser.add_argument("--latency", type=float, default=0.05, help="s of one judgement")
-    parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--busy", type=float, default=2.4, help="s of generation a step")
     args = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        with judge(args.latency, args.concurrency, folder) as asked:
-            best = min(throughput(asked, args.judgements, run) for run in range(3))
-        bound = args.judgements / args.concurrency * args.latency
-        console.print(f"{args.judgements} judgements: {best:.3f} s, bound {bound:.3f} s, ratio {best / bound:.2f}")
+        table = Table("at once", f"{args.judgements} judgements, s", "bound, s", "ratio")
+        for concurrency in (4, 8, 16, 32):
+            with judge(args.latency, concurrency, folder) as asked:
+                best = min(throughput(asked, args.judgements, run) for run in range(3))
+            bound = args.judgements / concurrency * args.latency
+            table.add_row(str(concurrency), f"{best:.3f}", f"{bound:.3f}", f"{best / bound:.2f}")
+        console.print(table)
         table = Table("batches a step", "exposed, asked at the end, s", "exposed, asked as batches end, s", "ratio")
-        with judge(0.2, args.concurrency, folder) as asked:
+        with judge(0.2, 16, folder) as asked:
             for batches in (1, 2, 4, 8):
                 late, early = (
                     min(exposed(asked, batches, args.busy, when, run) for run in range(3)) for when in (False, True)

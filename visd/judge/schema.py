@@ -160,9 +160,10 @@ def sentences(text: str) -> int:
 
 def quotes(feedback: str, response: str) -> bool:
     """Whether the feedback has `QUOTED_WORDS` words in a row from the response."""
-    said, words = (_WORD.findall(t.casefold()) for t in (feedback, response))
-    runs = {tuple(said[i : i + QUOTED_WORDS]) for i in range(len(said) - QUOTED_WORDS + 1)}
-    return any(tuple(words[i : i + QUOTED_WORDS]) in runs for i in range(len(words) - QUOTED_WORDS + 1))
+    said = _WORD.findall(feedback.casefold())
+    runs = range(len(said) - QUOTED_WORDS + 1)
+    text = f" {' '.join(_WORD.findall(response.casefold()))} " if runs else ""
+    return any(f" {' '.join(said[i : i + QUOTED_WORDS])} " in text for i in runs)
 
 
 def _spans(value: Any, shown: str) -> tuple[tuple[Span, ...], int]:
