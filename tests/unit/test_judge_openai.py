@@ -144,7 +144,7 @@ BROKEN = {**GOOD, "answer": "high"}
         (replies(Reply(b"<html>busy</html>"), Reply()), "ok", 2),
         (replies(Reply(b'{"choices": ['), Reply()), "ok", 2),
         (replies(Reply(b'{"error": {"message": "x"}}')), "parse_failure", 3),
-        (replies(Reply(b" " * 10_000_000)), "parse_failure", 3),
+        (replies(Reply(completion(GOOD) + b" " * 10_000_000)), "parse_failure", 3),
         (replies(Reply(b"x", headers={"content-encoding": "gzip"})), "parse_failure", 3),
         (replies(Reply(completion(""))), "parse_failure", 3),
         (replies(Reply(status=503)), "timeout", 3),
@@ -208,6 +208,7 @@ def test_a_storm_of_faults_loses_nothing(make: Make) -> None:
     expected = ["parse_failure" if i % 5 == 0 else "ok" for i in range(20)]
     assert statuses(reports) == expected * 2
     assert judge.take_counts()["calls"] == len(server.requests) == 40 + 2 * 4 * (1 + 2 + 3 + 4)
+    assert judge.state_dict()["spent"]["calls"] == len(server.requests)
     assert server.most_under_way <= 8
 
 
@@ -346,7 +347,7 @@ def test_a_failed_judgement_takes_the_teacher_away_only_if_asked_to() -> None:
 
 def test_submitted_groups_are_judged_meanwhile(make: Make) -> None:
     with JudgeServer(replies(Reply(delay=0.2))) as server:
-        judge = make(server)
+        judge = make(server, cache="off")
         judge.submit([texts(4)])
         time.sleep(0.4)  # the main thread does something else
         started = time.monotonic()

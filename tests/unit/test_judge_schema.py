@@ -175,7 +175,7 @@ def test_a_missing_field_is_not_made_up(missing: str) -> None:
     [
         "", "null", "[]", "1", "no object", '{"answer": 1', json.dumps([GOOD, GOOD]), json.dumps(GOOD) * 2,
         f"{{draft}} {json.dumps(GOOD)}", f'{{"outer": {json.dumps(GOOD)}', f'{{"outer": {json.dumps(GOOD)}}}',
-        json.dumps(GOOD).replace('"logic"', '"answer"'), '{"a":' * 100_000, '{"answer": ' + "9" * 10_000 + "}",
+        json.dumps(GOOD).replace("{", '{"logic": 0.0, ', 1), '{"a":' * 100_000, '{"answer": ' + "9" * 10_000 + "}",
         json.dumps(GOOD).replace("1.0", "1e999"),
     ],
     ids=lambda text: text[:30],
