@@ -51,6 +51,17 @@ class TrainSection:
 
 
 @dataclass
+class LoraSection:
+    rank: int = 0  # width of the adapters; 0 trains the weights themselves
+    alpha: float = 32.0  # an adapter's product is scaled by alpha / rank
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )  # linear layers of the language model that get one, by the last part of their names
+    vision_targets: list[str] = field(default_factory=list)  # the same in the vision tower; empty leaves it out
+    freeze_a: bool = False  # train B alone: the average of adapters is then exactly that of the weights
+
+
+@dataclass
 class ModelSection:
     path: str = "???"  # Hugging Face folder or hub id
     dtype: str = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU; or float32, bfloat16
@@ -59,6 +70,7 @@ class ModelSection:
         default_factory=lambda: ["vision"]
     )  # any of vision (the whole tower), encoder (the tower without its projector), projector, language
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
+    lora: LoraSection = field(default_factory=LoraSection)
 
 
 @dataclass
@@ -334,7 +346,7 @@ POSITIVE = (
     "train.steps", "train.prompts_per_step", "train.micro_batch_tokens", "rollout.n", "rollout.temperature",
     "rollout.max_new_tokens", "optim.lr", "optim.max_grad_norm", "prompt.max_tokens", "prompt.video.fps",
     "data.frames.memory_mb", "data.frames.store_gb", "prompt.video.min_frames", "prompt.video.max_frames", "prompt.video.total_pixels", "prompt.video.timeout",
-    "teacher.snapshot_every",
+    "teacher.snapshot_every", "model.lora.alpha",
 )  # fmt: skip
 SHARES = ("data.max_dropped", "teacher.rate", "sft.privileged_share", "rollout.top_p", "reward.temporal_sigma_until")
 
@@ -353,6 +365,8 @@ def _check_ranges(config: RunConfig) -> None:
         raise ConfigError("prompt.video.min_frames: must not be greater than prompt.video.max_frames.")
     if video.max_frames < 2:
         raise ConfigError("prompt.video.max_frames: must be at least 2, frames are taken in pairs.")
+    if config.model.lora.rank < 0:
+        raise ConfigError("model.lora.rank: must not be negative.")
     if video.min_pixels > video.max_pixels:
         raise ConfigError("prompt.video.min_pixels: must not be greater than prompt.video.max_pixels.")
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -97,3 +99,31 @@ def test_two_processes_agree_with_one_and_mixed_media_do_not_hang(
     assert [r["step"] for r in records(tmp_path / "rl")] == [1, 2]
     dumped = sorted((tmp_path / "rl" / "rollouts").glob("*.jsonl"))
     assert [len(path.read_text().splitlines()) for path in dumped] == [8, 8]
+
+
+def test_adapters_in_zero2_learn_as_in_one_process_and_resume(
+    mixed: Path, tiny_qwen2_5_vl: Path, tmp_path: Path
+) -> None:
+    """2 steps against 1 + restart + 1, bit for bit; and against one process by its losses."""
+    adapters = ["model.lora.rank=4", "optim.lr=1e-2"]
+
+    def sft_lora(out: Path) -> list[str]:
+        settings = [item for item in sft(mixed, tiny_qwen2_5_vl, out) if not item.startswith(("model.freeze", "optim"))]
+        return [*settings, *adapters]
+
+    start(launcher("none", 0), *sft_lora(tmp_path / "one"))
+    two = sft_lora(tmp_path / "two")
+    start(launcher("zero2", 29641), *two, "parallel=zero2", "train.stop_after=1")
+    start(launcher("zero2", 29642), *two, "parallel=zero2")
+    start(launcher("zero2", 29643), *sft_lora(tmp_path / "straight"), "parallel=zero2")
+    for single, several in zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True):
+        assert several["loss"] == pytest.approx(single["loss"], abs=2e-5)
+        assert several["optim/grad_norm"] == pytest.approx(single["optim/grad_norm"], rel=1e-3)
+    folder = Path("checkpoints") / "step_000002" / "backend"
+    for path in sorted((tmp_path / "straight" / folder).glob("*.safetensors")):
+        assert path.read_bytes() == (tmp_path / "two" / folder / path.name).read_bytes(), path.name
+    one, several = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    base = load_file(tiny_qwen2_5_vl / "model.safetensors")
+    assert one.keys() == base.keys() and any(not torch.equal(one[name], base[name]) for name in base)
+    for name, value in one.items():
+        torch.testing.assert_close(several[name], value, atol=2e-4, rtol=0, msg=lambda m, n=name: f"{n}: {m}")

@@ -83,6 +83,24 @@ def test_supervised_training_resumes_bit_exactly(small_world: Path, tiny_qwen2_5
     assert_same_run(straight, resumed)
 
 
+def test_adapters_and_their_average_resume_bit_exactly(small_world: Path, warm_model: Path, tmp_path: Path) -> None:
+    adapters = ("model.lora.rank=4", "method=visd", "rollout.max_new_tokens=24", "optim.lr=1e-2", "teacher.rate=0.3")
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    run_stage(config(small_world, warm_model, straight, *adapters))
+    for _ in range(2):
+        run_stage(config(small_world, warm_model, resumed, *adapters, "train.stop_after=2"))
+    assert_same_run(straight, resumed)
+    base, first, last = load_file(warm_model / "model.safetensors"), tensors(straight, 1), tensors(straight, 4)
+    moved = [name for name, value in first.items() if not torch.equal(value, last[name])]
+    assert any(name.startswith("teacher/") for name in moved)
+    assert all("lora_" in name for name in moved), "the base moved"
+    exported = load_file(straight / "model" / "model.safetensors")
+    assert exported.keys() == base.keys()
+    assert {name.split(".")[-2] for name in base if not torch.equal(base[name], exported[name])} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+
+
 def test_killed_at_any_moment_it_goes_on_as_if_it_had_not_been(
     small_world: Path, warm_model: Path, tmp_path: Path
 ) -> None:

@@ -84,7 +84,9 @@ def test_constraints_pin_what_the_project_asks_for() -> None:
     """Every direct dependency has one tested version, so that `make env` installs what was tested."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    asked = project["dependencies"] + [item for name in ("dev", "deepspeed", "wandb", "eval") for item in extras[name]]
+    asked = project["dependencies"] + [
+        item for name in ("dev", "lora", "deepspeed", "wandb", "eval") for item in extras[name]
+    ]
     pinned = {
         normal(line.split("==")[0])
         for line in (ROOT / "requirements/constraints.txt").read_text().splitlines()

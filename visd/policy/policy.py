@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from visd.config import ConfigError, ModelSection
 from visd.media.families import family_from_config
 from visd.media.families.base import Family
+from visd.policy import lora
 from visd.policy.batch import Row, VisionFeatures, build_inputs
 from visd.policy.model import PolicyModel
 from visd.policy.oom import memory_of
@@ -35,27 +36,39 @@ class ModuleCount:
 class Policy:
     """The policy: the trained module, its frozen vision tower if that stands outside, and the ids it may not sample."""
 
-    def __init__(self, model: PolicyModel, tower: Tower | None, source: str, eos_ids: tuple[int, ...]):
+    def __init__(
+        self,
+        model: PolicyModel,
+        tower: Tower | None,
+        source: str,
+        eos_ids: tuple[int, ...],
+        adapter_scale: float | None = None,
+    ):
         self.model = model
         self.tower = tower
         self.source = source  # folder or hub id the weights came from
         self.eos_ids = eos_ids
+        self.adapter_scale = adapter_scale  # factor of the adapters' products; None without adapters
         self.family = model.family
         self.tower_calls = 0
         self._features: dict[str, VisionFeatures] = {}
 
     @classmethod
-    def load(cls, section: ModelSection, device: torch.device, weight_dtype: torch.dtype | None = None) -> Policy:
-        """Load a checkpoint, freeze its parts and take a frozen tower out.
+    def load(
+        cls, section: ModelSection, device: torch.device, weight_dtype: torch.dtype | None = None, seed: int = 0
+    ) -> Policy:
+        """Load a checkpoint, freeze its parts, take a frozen tower out and put adapters in, if any are wanted.
 
         Args:
             weight_dtype: dtype of the trained module's weights; default: the dtype of its activations.
+            seed: decides initial adapters.
 
         Raises:
-            ConfigError: no such model, or a part to freeze that it does not have.
+            ConfigError: no such model, or a part to freeze or adapt that it does not have.
             VisdError: weights are missing or left over.
         """
         config = _hf_config(section.path)
+        lora.check_section(section, config)
         family = family_from_config(config, AutoTokenizer.from_pretrained(section.path))
         compute = compute_dtype(section, device)
         hf = _load_whole(section, family, weight_dtype or compute)
@@ -65,11 +78,17 @@ class Policy:
             hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         for module in vision_modules(hf, family):
             multiply_patches(module)
-        outside = family.has_media and {"encoder", "projector"} <= frozen
+        adapters = section.lora
+        outside = (
+            family.has_media and {"encoder", "projector"} <= frozen and not (adapters.rank and adapters.vision_targets)
+        )
         tower = take_tower(hf, family).to(compute) if outside else None
+        if adapters.rank:
+            lora.add_adapters(hf, family, adapters, seed)
         eos = _eos_ids(hf.generation_config, hf.config)
         model = PolicyModel(hf, family, tower_inside=family.has_media and tower is None)
-        policy = cls(model.to(device), tower.to(device) if tower is not None else None, section.path, eos)
+        scale = adapters.alpha / adapters.rank if adapters.rank else None
+        policy = cls(model.to(device), tower.to(device) if tower is not None else None, section.path, eos, scale)
         policy.set_training(False)
         return policy
 
@@ -202,11 +221,13 @@ def _eos_ids(generation: GenerationConfig, config: Any) -> tuple[int, ...]:
 
 
 def export(policy: Policy, state: dict[str, Tensor], folder: Path) -> None:
-    """Write weights, config and generation config as a plain Hugging Face folder.
+    """Write weights, adapters merged into them, config and generation config as a plain Hugging Face folder.
 
     Args:
         state: whole weights of the trained module, by its own names (`hf.` first).
     """
+    if policy.adapter_scale is not None:
+        state = lora.merged(state, policy.adapter_scale)
     weights = {name.removeprefix("hf."): value for name, value in state.items()} | policy.tower_state()
     hf = policy.model.hf
     hf.save_pretrained(folder, state_dict=weights)

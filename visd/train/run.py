@@ -170,8 +170,9 @@ def set_up(config: RunConfig) -> Run:
         method.check(samples, config)
     judge: Judge | None = build(config.judge, "judge") if config.judge.get("_target_") else None
     # DeepSpeed keeps float32 masters of its own; elsewhere the weights themselves are float32.
-    weight_dtype = torch.float32 if bf16 and not mode.startswith("zero") else None
-    policy = Policy.load(config.model, backend.device, weight_dtype)
+    # Adapters are float32 of themselves, so that their frozen base need not be; fsdp2 wants one dtype a layer.
+    plain = mode.startswith("zero") or (config.model.lora.rank and mode != "fsdp2")
+    policy = Policy.load(config.model, backend.device, None if plain or not bf16 else torch.float32, config.run.seed)
     processor = PromptProcessor.load(config.model.path, config.prompt, Path(config.data.root), config.data.frames)
     engine: RolloutEngine = build(config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer)
     if judge is not None:
