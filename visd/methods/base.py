@@ -6,8 +6,9 @@ A method is one dataclass in one file, its fields are its settings, and one conf
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -15,10 +16,11 @@ from visd.types import PrivilegedContext, RolloutGroup, ScoreNeeds, Term, TokenB
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from visd.config import RunConfig
     from visd.observe.accumulate import Gather
-    from visd.types import Sample
+    from visd.types import Prompt, Rollout, Sample
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,52 @@ class StepView:
     groups: Sequence[RolloutGroup]  # of this rank
     teacher: Mapping[tuple[str, int], TokenScores]  # of this rank, unpadded, by sample id and rollout index
     gather: Gather  # returns one entry a rank; what a method keeps must be computed from all of them
+
+
+class Services(ABC):
+    """What a method may have done for it in `prepare`.
+
+    `write` and `gather` are collective: every rank calls them equally often and in the same order, with as much as it
+    has, which may be nothing.
+    """
+
+    step: int  # 0-based
+    folder: Path  # of the run; only the main rank writes there
+    is_main: bool
+
+    @abstractmethod
+    def write(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        weights: Literal["student", "teacher"] = "student",
+    ) -> list[Rollout]:
+        """One text a prompt by the run's engine, at the rollouts' temperature; a seed alone decides its tokens."""
+
+    @abstractmethod
+    def chat(self, name: str, text: str) -> Prompt:
+        """A prompt without media whose only turn is the user's `text`; `name` is no sample's id.
+
+        Raises:
+            DroppedSample: the text spells out a special token, or is longer than `prompt.max_tokens`.
+        """
+
+    @abstractmethod
+    def insert(self, prompt: Prompt, text: str) -> Prompt:
+        """The prompt with `text` at the end of the user's turn; special tokens spelled out in it are plain text."""
+
+    @abstractmethod
+    def teacher_view(self, prompt: Prompt, context: PrivilegedContext) -> Prompt:
+        """The prompt as the teacher scores it, by `teacher.context` and `teacher.layout`."""
+
+    @abstractmethod
+    def seed(self, *parts: int | str) -> int:
+        """A seed for this run and step and what the parts name."""
+
+    @abstractmethod
+    def gather(self, value: Any) -> list[Any]:
+        """One entry a rank."""
 
 
 @dataclass
@@ -71,8 +119,13 @@ class Method:
         """What the teacher sees besides the prompt for rollout `index`; None: the rollout is no target."""
         return None
 
-    def prepare(self, groups: Sequence[RolloutGroup], services: Any) -> None:
-        """Generate whatever the contexts need before any is asked for."""
+    def prepare(self, groups: Sequence[RolloutGroup], services: Services) -> Sequence[RolloutGroup]:
+        """Have written whatever the contexts need before any is asked for; every rank calls it once a step.
+
+        Returns:
+            The groups that the rest of the step works with: those given, or with rollouts, rewards and advantages added.
+        """
+        return groups
 
     def observe(self, seen: StepView, step: int) -> dict[str, float]:
         """Learn what concerns the whole step, before its first micro-batch; every rank calls it once a step.

@@ -17,6 +17,7 @@ from visd.reward.combine import score
 from visd.seeding import derive_seed
 from visd.train.record import record_step
 from visd.train.run import Run
+from visd.train.services import StepServices
 from visd.train.state import save_if_due
 from visd.train.teach import reference_scores, teacher_scores
 from visd.train.update import update_policy
@@ -37,7 +38,8 @@ def train(run: Run) -> None:
         with run.timer.phase("judge"):
             groups = with_reports(judge, groups)
         groups = [with_advantages(run, group) for group in groups]
-        run.method.prepare(groups, run)
+        with run.timer.phase("prepare"):
+            groups = list(run.method.prepare(groups, StepServices(run)))
         with run.timer.phase("teacher"):
             teacher = teacher_scores(run, groups, step)
             reference = reference_scores(run, groups)

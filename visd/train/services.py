@@ -1,0 +1,89 @@
+"""What a method may have done for it before a step's contexts exist: text written by the student or the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+from visd.config import ConfigError
+from visd.methods.base import Services
+from visd.policy.oom import memory_of
+from visd.rollout.transformers_engine import TransformersEngine
+from visd.seeding import derive_seed
+from visd.teacher.view import render, teacher_prompt
+from visd.train.run import Run
+from visd.types import Message, PrivilegedContext, Prompt, Rollout
+
+
+class StepServices(Services):
+    """The services of one step of a run."""
+
+    def __init__(self, run: Run):
+        self._run = run
+        self.step = run.step
+        self.folder = run.dir
+        self.is_main = run.backend.is_main
+
+    def write(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        weights: Literal["student", "teacher"] = "student",
+    ) -> list[Rollout]:
+        run = self._run
+        sampling = replace(run.sampling, n=1, max_new_tokens=max_new_tokens)
+        size = run.config.rollout.batch_prompts * run.config.rollout.n or max(len(prompts), 1)
+        texts: list[Rollout] = []
+        with self._weights(weights), run.backend.whole_weights():
+            for start in range(0, len(prompts), size):
+                part = prompts[start : start + size]
+                with memory_of("rollout", (prompt.sample_id for prompt in part)):
+                    written = run.engine.generate(
+                        part, sampling, [[seed] for seed in seeds[start : start + size]], run.policy_version
+                    )
+                texts += [only for (only,) in written]
+        return texts
+
+    @contextmanager
+    def _weights(self, weights: str) -> Iterator[None]:
+        """The writer's weights in place.
+
+        Raises:
+            ConfigError: nobody can write with the teacher's weights.
+        """
+        if weights == "student":
+            yield
+            return
+        run = self._run
+        if run.teacher is None or run.teacher.section.weights == "trust_region":
+            raise ConfigError(
+                f"teacher.weights: {run.config.teacher.weights} gives no weights to write text with; "
+                "take ema, live, frozen or snapshot."
+            )
+        if not isinstance(run.engine, TransformersEngine):
+            raise ConfigError(
+                "rollout.engine: text by the teacher is written with the policy's own module; "
+                "take visd.rollout.transformers_engine.TransformersEngine."
+            )
+        with run.teacher.applied(run.backend):
+            yield
+
+    def chat(self, name: str, text: str) -> Prompt:
+        return self._run.processor.process(name, (Message("user", text),), ())
+
+    def insert(self, prompt: Prompt, text: str) -> Prompt:
+        return self._run.processor.insert_text(prompt, text)
+
+    def teacher_view(self, prompt: Prompt, context: PrivilegedContext) -> Prompt:
+        section = self._run.config.teacher
+        text = render(context, section.context, section.max_feedback_chars, section.layout)
+        return teacher_prompt(self._run.processor, prompt, text) if text else prompt
+
+    def seed(self, *parts: int | str) -> int:
+        return derive_seed("method", self._run.config.run.seed, self.step, *parts)
+
+    def gather(self, value: Any) -> list[Any]:
+        return self._run.backend.all_gather_object(value)
