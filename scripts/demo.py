@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from eval.demo_report import conclude
 
 ROOT = Path(__file__).resolve().parent.parent
-QUESTIONS = {"train": 1200, "validation": 200, "test": 400, "sft": 21600}
-WRONG_SHARE, HASTY_SHARE = 0.3, 0.4
-"""Of the annotator's traces in the warm start: those that look and conclude something wrong, those that only guess."""
+QUESTIONS = {"train": 1200, "validation": 200, "test": 400, "careful": 10800, "sft": 2400}
+WRONG_SHARE, HASTY_SHARE = 0.3, 0.5
+"""Of the imperfect annotator's traces: those that look and conclude something wrong, those that only guess."""
 CONSOLE = Console()
 
 
@@ -40,7 +40,7 @@ class Part:
 
 def parts(out: Path, method: str, steps: int | None) -> list[Part]:
     """The demo's commands, in order."""
-    world, tiny, warm, rl = out / "world", out / "tiny", out / "warm", out / "rl"
+    world, tiny, look, warm, rl = (out / name for name in ("world", "tiny", "look", "warm", "rl"))
     counts = [text for name, count in QUESTIONS.items() for text in (f"--{name}", str(count))]
     override = [] if steps is None else [f"train.steps={steps}"]
 
@@ -68,8 +68,10 @@ def parts(out: Path, method: str, steps: int | None) -> list[Part]:
         ),
         Part("a tiny Qwen2.5-VL", 0.2, ["scripts/make_tiny_model.py", "--family", "qwen2_5_vl", "--out", str(tiny)],
              (tiny / "config.json").exists),
-        Part("warm start on imperfect traces", 8.5, train("demo_sft", warm, f"model.path={tiny}"),
-             lambda: finished(warm)),
+        Part("learning to look, from careful traces", 6, train("demo_look", look, f"model.path={tiny}"),
+             lambda: finished(look)),
+        Part("warm start on an imperfect annotator's traces", 1.5,
+             train("demo_sft", warm, f"model.path={look / 'model'}"), lambda: finished(warm)),
         Part("test accuracy before", 0.8, evaluate(warm / "model", out / "eval_before"),
              (out / "eval_before" / "results.json").exists),
         Part(f"training with {method}", 3.5,

@@ -19,7 +19,7 @@ from data_tools.synth.text import draw_problem, text_sample
 from visd.data.manifest import sample_to_record
 from visd.types import Sample, VisdError
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever the same settings give other bytes."""
 WORTH_STARTING = 100
 """Videos that are worth the second that starting processes takes."""
@@ -33,7 +33,8 @@ class WorldSettings:
     train: int = 200  # questions
     validation: int = 50
     test: int = 100
-    sft: int = 400  # questions with reasoning traces
+    careful: int = 0  # questions with reasoning traces that look and conclude what is right
+    sft: int = 400  # questions with the traces of an imperfect annotator
     kind: str = "video"  # video, text or mixed (both)
     questions_per_video: int = 6
     wrong_share: float = 0.5  # of the reasoning traces of sft_train that look, conclude something wrong
@@ -68,6 +69,7 @@ def build(
     _check(settings)
     _claim(out, settings)
     counts = {
+        "careful_train": settings.careful,
         "sft_train": settings.sft,
         "train": settings.train,
         "validation": settings.validation,
@@ -107,7 +109,7 @@ def _written(missing: list[tuple[Scene, Path]], workers: int) -> Iterator[None]:
 def _check(settings: WorldSettings) -> None:
     if settings.kind not in ("video", "text", "mixed"):
         raise VisdError(f"kind: {settings.kind!r} is not one of video, text, mixed")
-    for name in ("train", "validation", "test", "sft", "questions_per_video"):
+    for name in ("train", "validation", "test", "careful", "sft", "questions_per_video"):
         if getattr(settings, name) < (1 if name == "questions_per_video" else 0):
             raise VisdError(f"{name}: {getattr(settings, name)} is too small")
     for name in ("wrong_share", "hasty_share", "letter_share"):

@@ -22,7 +22,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--validation", type=int, default=default.validation, help="questions for validation")
     parser.add_argument("--test", type=int, default=default.test, help="questions for the final number")
     parser.add_argument(
-        "--sft", type=int, default=default.sft, help="questions with reasoning traces, for the warm start"
+        "--careful", type=int, default=default.careful, help="questions with right reasoning traces, to learn to look"
+    )
+    parser.add_argument(
+        "--sft",
+        type=int,
+        default=default.sft,
+        help="questions with an imperfect annotator's traces, for the warm start",
     )
     parser.add_argument("--kind", choices=("video", "text", "mixed"), default=default.kind, help="mixed makes both")
     parser.add_argument("--questions-per-video", type=int, default=default.questions_per_video)

@@ -12,7 +12,7 @@ import numpy as np
 
 from visd.seeding import generator
 
-SHARES = {"sft_train": 45, "train": 35, "validation": 10, "test": 10}
+SHARES = {"careful_train": 25, "sft_train": 20, "train": 35, "validation": 10, "test": 10}
 
 
 class Signed(Protocol):
