@@ -27,6 +27,14 @@ def tiny_qwen3_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of another, smaller Qwen2.5-VL with the same vocabulary; not to be changed."""
+    out = tmp_path_factory.mktemp("models") / "tiny_teacher"
+    make_tiny_model(out, TinySettings(seed=1, text_layers=2, text_width=64, vision_width=64))
+    return out
+
+
+@pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A world of thirteen videos with text problems beside them; not to be changed."""
     out = tmp_path_factory.mktemp("world")

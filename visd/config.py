@@ -146,7 +146,11 @@ class RewardSection:
 
 @dataclass
 class TeacherSection:
-    weights: str = "ema"  # ema, live, frozen, snapshot, trust_region
+    weights: str = "ema"  # ema, live, frozen, snapshot, trust_region, external
+    path: str = ""  # external: Hugging Face folder or hub id of another model with the student's vocabulary; every process holds it whole
+    chat: str = (
+        "same"  # external: same refuses a model whose chat template writes other prompts, own asks each in its own
+    )
     rate: float = 0.05  # ema: theta_T <- (1 - rate) theta_T + rate theta_S after each optimiser step; trust_region: share of the current policy's logits beside the initial ones
     snapshot_every: int = 10  # snapshot: steps between copies
     ema_dtype: str = "float32"  # dtype of the average; bfloat16 reproduces the published, nearly frozen teacher
@@ -245,7 +249,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reward.spatial_match": ("soft", "exact"),
     "reward.spatial_normaliser": ("claims", "matched"),
     "reward.spatial_aggregate": ("mean", "max"),
-    "teacher.weights": ("ema", "live", "frozen", "snapshot", "trust_region"),
+    "teacher.weights": ("ema", "live", "frozen", "snapshot", "trust_region", "external"),
+    "teacher.chat": ("same", "own"),
     "teacher.layout": ("facts", "sdpo", "opsd", "antisd"),
     "teacher.ema_dtype": ("float32", "bfloat16"),
     "objective.old_logp": ("detached", "engine"),
@@ -360,6 +365,8 @@ def _check_ranges(config: RunConfig) -> None:
         value = _lookup(config, name)
         if not 0 <= value <= 1:
             raise ConfigError(f"{name}: {value!r} must lie between 0 and 1.")
+    if config.teacher.path and config.teacher.weights != "external":
+        raise ConfigError(f"teacher.path: is read by teacher.weights=external only, which is {config.teacher.weights}.")
     video = config.prompt.video
     if video.min_frames > video.max_frames:
         raise ConfigError("prompt.video.min_frames: must not be greater than prompt.video.max_frames.")

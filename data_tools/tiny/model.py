@@ -30,7 +30,7 @@ from transformers import (
 
 from data_tools.synth.corpus import texts
 from data_tools.tiny.template import CHAT_TEMPLATE, INTERNVL_CHAT_TEMPLATE
-from data_tools.tiny.tokenizer import END_OF_TEXT, END_OF_TURN, INTERNVL_TOKENS, train_tokenizer
+from data_tools.tiny.tokenizer import END_OF_TEXT, END_OF_TURN, INTERNVL_TOKENS, LARGEST_VOCABULARY, train_tokenizer
 from visd.types import VisdError
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "internvl")
@@ -57,6 +57,7 @@ class TinySettings:
     vision_mlp: int = 256
     rope_theta: float = 10000.0
     init_range: float = 0.06  # standard deviation of the initial weights
+    vocabulary: int = LARGEST_VOCABULARY  # most tokens beside the special ones; few split words and numbers into pieces
 
 
 def make_tiny_model(out: Path, settings: TinySettings) -> int:
@@ -69,7 +70,8 @@ def make_tiny_model(out: Path, settings: TinySettings) -> int:
         VisdError: unknown family, sizes that do not fit together, or `out` exists.
     """
     _check(out, settings)
-    tokenizer = train_tokenizer(texts(), INTERNVL_TOKENS if settings.family == "internvl" else None)
+    named = INTERNVL_TOKENS if settings.family == "internvl" else None
+    tokenizer = train_tokenizer(texts(), named, settings.vocabulary)
     torch.manual_seed(settings.seed)
     model = _model(settings, tokenizer)
     model.generation_config = GenerationConfig(

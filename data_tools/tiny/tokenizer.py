@@ -45,8 +45,13 @@ PIECES = "|".join(
 """What may become one token."""
 
 
-def train_tokenizer(texts: Iterable[str], named: Mapping[str, str] | None = None) -> PreTrainedTokenizerFast:
-    """A tokenizer in which every piece that occurs in `texts` is one token; `named` special tokens come last."""
+def train_tokenizer(
+    texts: Iterable[str], named: Mapping[str, str] | None = None, vocabulary: int = LARGEST_VOCABULARY
+) -> PreTrainedTokenizerFast:
+    """A tokenizer in which every piece that occurs in `texts` is one token, if `vocabulary` tokens are enough for that.
+
+    `named` special tokens come last.
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -59,7 +64,7 @@ def train_tokenizer(texts: Iterable[str], named: Mapping[str, str] | None = None
     special = [AddedToken(token, normalized=False, special=True) for token in SPECIAL]
     core.add_tokens(plain)
     trainer = trainers.BpeTrainer(
-        vocab_size=LARGEST_VOCABULARY,
+        vocab_size=vocabulary,
         min_frequency=1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,

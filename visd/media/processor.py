@@ -42,12 +42,20 @@ class PromptProcessor:
         self._reserved = _reserved_tokens(self.tokenizer)
 
     @classmethod
-    def load(cls, model_path: str, section: PromptSection, root: Path, frames: FramesSection) -> PromptProcessor:
+    def load(
+        cls,
+        model_path: str,
+        section: PromptSection,
+        root: Path,
+        frames: FramesSection,
+        shared: FrameCache | None = None,
+    ) -> PromptProcessor:
         """The processor of a Hugging Face folder or hub id.
 
         Args:
             root: every media path lies below it.
             frames: where media are decoded and kept.
+            shared: another processor's cache, used instead of one's own where both want frames of the same sizes.
 
         Raises:
             VisdError: no such model, an architecture that is not supported, or an unusable chat template.
@@ -62,12 +70,24 @@ class PromptProcessor:
         if not has_media:
             return cls(model_path, family, hf, section, None)
         family.check_processor(hf, model_path)
-        cache = FrameCache(root, family.sizes(section.video), family.pixel_factor, frames)
-        return cls(model_path, family, hf, section, cache)
+        sizes, factor = family.sizes(section.video), family.pixel_factor
+        if shared is not None and (shared.settings, shared.factor) == (sizes, factor):
+            return cls(model_path, family, hf, section, shared)
+        return cls(model_path, family, hf, section, FrameCache(root, sizes, factor, frames))
 
     def save(self, folder: Path) -> None:
         """Write tokenizer, chat template and pixel settings into a Hugging Face folder."""
         self._hf.save_pretrained(folder)
+
+    @property
+    def frame_cache(self) -> FrameCache | None:
+        """Where this processor's frames are; None for a text-only model."""
+        return self._frames
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A chat as the model's template writes it, the assistant's turn opened, with one placeholder a medium."""
+        chat = self._hf.apply_chat_template(conversation(messages), tokenize=False, add_generation_prompt=True)
+        return str(chat)
 
     def prefetch(self, media: Iterable[Media]) -> None:
         """Have media decoded that `process` will need next."""
@@ -92,7 +112,7 @@ class PromptProcessor:
         """
         self._check(sample_id, messages, media)
         decoded = [self._decode(sample_id, item) for item in media]
-        text = self._hf.apply_chat_template(conversation(messages), tokenize=False, add_generation_prompt=True)
+        text = self.render(messages)
         tokens, reduced = self._count(text, _sizes(media, decoded)), ""
         if tokens > self.section.max_tokens:
             decoded, tokens = self._reduced(sample_id, text, media, decoded, tokens)

@@ -29,6 +29,7 @@ class TeacherWeights:
     frozen: the student as it was when attached.
     live: the student as it is.
     trust_region: frozen and live together, see `scorer.score_mixed`; here it is `frozen`.
+    external: another model, see `external.ExternalTeacher`; it has no such weights.
 
     Every mode keeps the start in the student's dtype on the CPU, to measure displacements (frozen: also to use it).
     """

@@ -26,7 +26,7 @@ class Forecast:
     weights: float
     gradients: float
     optimizer: float  # AdamW's two moments, and the fp32 master copy where weights are bfloat16
-    teacher: float  # average or copy; the start it is measured from lies in CPU memory
+    teacher: float  # average or copy, whose start lies in CPU memory; or an external model, whole on every process
     tower: float  # frozen vision tower, replicated
 
     @property
@@ -48,12 +48,13 @@ def forecast(run: Run) -> Forecast:
     state_share = ranks if mode in ("zero2", "zero3", "fsdp2") else 1
     kept = {"live": 0, "frozen": 0, "trust_region": 0, "snapshot": 1, "ema": 1}
     copies = kept[config.teacher.weights] if run.teacher else 0
+    external = run.external.nbytes if run.external else 0
     tower = sum(p.numel() * p.element_size() for p in run.policy.tower.parameters()) if run.policy.tower else 0
     return Forecast(
         weights=every * width / weight_share,
         gradients=trained * width / gradient_share,
         optimizer=trained * (8 + (4 if width == 2 else 0)) / state_share,
-        teacher=trained * 4 * copies / weight_share,
+        teacher=trained * 4 * copies / weight_share + external,
         tower=tower,
     )
 

@@ -58,7 +58,7 @@ def summary(run: Run, wall_seconds: float) -> dict[str, Any]:
         "steps": run.step,
         "finished": run.step == run.config.train.steps,
         "wall_seconds": round(wall_seconds, 1),
-        "videos_decoded": run.processor.counters.videos_decoded,
+        "videos_decoded": run.videos_decoded,
         "videos_total": len(videos),
         "drops": dict(run.drops.reasons),
         "dropped_ids": sorted(run.drops.by_id),

@@ -35,7 +35,7 @@ def common_metrics(run: Run, metrics: Metrics) -> Metrics:
     metrics.update(time_metrics(run.timer.take()))
     metrics.update(drop_metrics(run.drops.reasons))
     metrics.update(reduction_metrics(run.reductions))
-    metrics.sum("media/videos_decoded", run.processor.counters.videos_decoded)
+    metrics.sum("media/videos_decoded", run.videos_decoded)
     metrics.sum("media/tower_calls", run.policy.tower_calls)
     metrics.max("policy/version", run.policy_version)
     if run.teacher is not None and run.method.active(run.step - 1):

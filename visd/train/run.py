@@ -23,6 +23,7 @@ from visd.parallel import Backend, launch
 from visd.policy.policy import Policy, compute_dtype
 from visd.reward.combine import check_section
 from visd.rollout.base import RolloutEngine, Sampling
+from visd.teacher.external import ExternalTeacher, check_media, load_external
 from visd.teacher.view import check_blocks
 from visd.teacher.weights import TeacherWeights
 from visd.train.optimizer import optimizer_factory
@@ -78,7 +79,8 @@ class Run:
     engine: RolloutEngine
     judge: Judge | None
     method: Method
-    teacher: TeacherWeights | None  # None for a method without one
+    teacher: TeacherWeights | None  # None for a method without one, and for an external one
+    external: ExternalTeacher | None  # with teacher.weights=external
     reference: TeacherWeights | None  # the initial weights, when a KL term needs them
     drops: Drops
     reduced: dict[str, str]  # sample id to what was reduced to fit prompt.max_tokens, frames or pixels
@@ -93,6 +95,13 @@ class Run:
         return Counter(self.reduced.values())
 
     @property
+    def videos_decoded(self) -> int:
+        """By this process so far; an external teacher that wants frames of other sizes decodes its own."""
+        processors = [self.processor, *([self.external.processor] if self.external is not None else [])]
+        counters = {id(processor.counters): processor.counters for processor in processors}
+        return sum(counter.videos_decoded for counter in counters.values())
+
+    @property
     def sampling(self) -> Sampling:
         r = self.config.rollout
         return Sampling(r.n, r.temperature, r.top_p, r.top_k, r.max_new_tokens)
@@ -102,7 +111,10 @@ class Run:
         rank, ranks = self.backend.rank, self.backend.world_size
         samples, following = self.sampler.local(step, rank, ranks), self.sampler.local(step + 1, rank, ranks)
         with self.timer.phase("prompts"):
-            self.builder.prefetch(sample.question() for sample in [*samples, *following])
+            questions = [sample.question() for sample in [*samples, *following]]
+            self.builder.prefetch(questions)
+            if self.external is not None:
+                self.external.builder.prefetch(questions)
             return self.prompts(samples)
 
     def prompts(self, samples: Sequence[Sample]) -> list[tuple[Sample, Prompt]]:
@@ -179,7 +191,12 @@ def set_up(config: RunConfig) -> Run:
         judge.open(JudgeServices(Path(config.run.dir) / "judge", processor.frames, backend.rank, backend.world_size))
     backend.setup(policy.model, optimizer_factory(config.optim, policy.model), config.optim.max_grad_norm)
     rl = config.stage == "rl"
-    teacher = attached(config.teacher, backend) if rl and method.uses_teacher else None
+    taught = rl and method.uses_teacher
+    outside = taught and config.teacher.weights == "external"
+    teacher = attached(config.teacher, backend) if taught and not outside else None
+    external = load_external(config, policy, processor) if outside else None
+    if external is not None:
+        check_media(external, samples)
     frozen = replace(config.teacher, weights="frozen")
     reference = attached(frozen, backend) if rl and config.objective.kl_weight > 0 else None
     return Run(
@@ -194,6 +211,7 @@ def set_up(config: RunConfig) -> Run:
         judge=judge,
         method=method,
         teacher=teacher,
+        external=external,
         reference=reference,
         drops=Drops(len(samples), config.data.max_dropped),
         reduced={},

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from visd.config import TeacherSection
 from visd.policy.batch import Row
+from visd.teacher.external import ExternalTeacher
 from visd.teacher.scorer import ScoreJob, score_full, score_mixed, score_rows
 from visd.teacher.view import render, teacher_prompt
 from visd.teacher.weights import TeacherWeights
 from visd.train.batches import Item
 from visd.train.plan import micro_batches
 from visd.train.run import Run
-from visd.types import RolloutGroup, ScoreNeeds, TokenScores
+from visd.types import DroppedSample, Prompt, RolloutGroup, ScoreNeeds, TokenScores
 
 RowScores = dict[tuple[str, int], TokenScores]
 """Unpadded scores by (sample id, rollout index)."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A rollout that the teacher scores."""
+
+    item: Item
+    text: str  # privileged text; an external teacher may have none
 
 
 def items_of(run: Run, groups: Sequence[RolloutGroup]) -> list[Item]:
@@ -33,13 +42,10 @@ def items_of(run: Run, groups: Sequence[RolloutGroup]) -> list[Item]:
     return items
 
 
-def teacher_scores(run: Run, groups: Sequence[RolloutGroup], step: int) -> RowScores:
-    """The teacher's scores of each target rollout; a rollout without privileged text is no target."""
-    needs = run.method.needs(step)
-    if needs is None or run.teacher is None:
-        return {}
+def targets_of(run: Run, groups: Sequence[RolloutGroup]) -> list[Target]:
+    """The rollouts that the teacher scores; without privileged text only another model has something to say."""
     section = run.config.teacher
-    items, rows = [], []
+    targets = []
     for item in items_of(run, groups):
         if run.judge is not None and item.group.reports and run.judge.removes_target(item.group.reports[item.index]):
             continue
@@ -47,11 +53,56 @@ def teacher_scores(run: Run, groups: Sequence[RolloutGroup], step: int) -> RowSc
         if context is None:
             continue
         text = render(context, section.context, section.max_feedback_chars, section.layout)
-        if text:
-            items.append(item)
-            rows.append(item.row(teacher_prompt(run.processor, item.group.prompt, text)))
+        if text or run.external is not None:
+            targets.append(Target(item, text))
+    return targets
+
+
+def teacher_scores(run: Run, groups: Sequence[RolloutGroup], step: int) -> RowScores:
+    """The teacher's scores of each target rollout; a rollout without privileged text is no target."""
+    needs = run.method.needs(step)
+    if needs is None or (run.teacher is None and run.external is None):
+        return {}
+    targets = targets_of(run, groups)
+    external = None if run.external is None else external_rows(run, run.external, targets)
+    if external is not None:
+        targets = [target for target, _ in external]
+    items = [target.item for target in targets]
     support = _student_support(run, items, needs) if needs.top_k and needs.support == "student" else None
+    if run.external is not None and external is not None:
+        return external_scores(run, run.external, items, [row for _, row in external], needs, support)
+    assert run.teacher is not None
+    rows = [target.item.row(teacher_prompt(run.processor, target.item.group.prompt, target.text)) for target in targets]
     return _scored(run, run.teacher, items, rows, needs, support)
+
+
+def external_rows(run: Run, teacher: ExternalTeacher, targets: Sequence[Target]) -> list[tuple[Target, Row]]:
+    """The targets after the external teacher's own prompts; one whose prompt cannot be made is counted and left out."""
+    rows: list[tuple[Target, Row]] = []
+    prompts: dict[str, Prompt] = {}
+    for target in targets:
+        sample = target.item.group.sample
+        try:
+            prompts[sample.id] = prompts.get(sample.id) or teacher.prompt(sample)
+        except DroppedSample as error:
+            run.drops.add(error)
+            continue
+        rows.append((target, teacher.row(prompts[sample.id], target.text, target.item.response_ids)))
+    return rows
+
+
+def external_scores(
+    run: Run,
+    teacher: ExternalTeacher,
+    items: Sequence[Item],
+    rows: Sequence[Row],
+    needs: ScoreNeeds,
+    support: Sequence[Tensor] | None,
+) -> RowScores:
+    """The external teacher's pass. Every rank holds it whole, so that no rank waits for another."""
+    scores = score_rows(teacher.policy, _job(run, items, rows, needs, support), lambda _, row: teacher.fitted(row))
+    teacher.policy.forget_features()
+    return {item.key: score for item, score in zip(items, scores, strict=True)}
 
 
 def _student_support(run: Run, items: Sequence[Item], needs: ScoreNeeds) -> list[Tensor]:
@@ -73,6 +124,17 @@ def reference_scores(run: Run, groups: Sequence[RolloutGroup]) -> RowScores:
     return _scored(run, run.reference, items, [item.row() for item in items], ScoreNeeds(sampled=True))
 
 
+def _job(
+    run: Run, items: Sequence[Item], rows: Sequence[Row], needs: ScoreNeeds, support: Sequence[Tensor] | None
+) -> ScoreJob:
+    plan = micro_batches(
+        [len(row) for row in rows],
+        run.config.train.micro_batch_tokens,
+        lambda i: f"the teacher's view of rollout {items[i].index} of sample {items[i].group.sample.id!r}",
+    )
+    return ScoreJob(rows, plan, run.config.rollout.temperature, needs, support)
+
+
 def _scored(
     run: Run,
     weights: TeacherWeights,
@@ -84,12 +146,7 @@ def _scored(
     most = run.backend.all_reduce(torch.tensor(float(len(rows))), "max")
     if most.item() == 0:
         return {}  # on no rank is there anything to score: the weights need not even be swapped
-    plan = micro_batches(
-        [len(row) for row in rows],
-        run.config.train.micro_batch_tokens,
-        lambda i: f"the teacher's view of rollout {items[i].index} of sample {items[i].group.sample.id!r}",
-    )
-    job = ScoreJob(rows, plan, run.config.rollout.temperature, needs, support)
+    job = _job(run, items, rows, needs, support)
     if weights.section.weights == "trust_region":
         with weights.applied(run.backend), run.backend.whole_weights():
             initial = score_full(run.policy, job)
