@@ -256,6 +256,9 @@ class PrivilegedContext:
     feedback: str | None = None
     reference: str | None = None  # a reference solution
     peers: tuple[str, ...] = ()  # other rollouts
+    playbook: str | None = None  # lessons of earlier steps
+    trial: str | None = None  # the rollout itself, as an attempt
+    reflection: str | None = None  # what was written about the attempt
 
     @property
     def empty(self) -> bool:

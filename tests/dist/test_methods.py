@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
         ("antisd", 29651, ["method.gate=false"]),
         ("sdpo", 29652, ["teacher.weights=trust_region", "method.success_threshold=0"]),
         ("visd", 29653, ["teacher.weights=external", "teacher.path={teacher}"]),
+        ("resd", 29654, ["method.writer_tokens=16"]),
     ],
 )
 def test_a_method_trains_in_two_processes(

@@ -30,6 +30,7 @@ def groups_with_successes(run: Run) -> list[RolloutGroup]:
         ("rlrt", []),
         ("antisd", ["method.gate=false"]),
         ("dasd", ["method.beta=1"]),
+        ("resd", []),
     ],
 )
 def test_any_split_into_micro_batches_gives_the_same_gradients(

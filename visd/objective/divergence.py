@@ -81,6 +81,20 @@ def clipped_forward_kl(student: Tensor, teacher: Tensor, clip: float, generator:
     return entries.clamp(max=clip).sum(-1), share
 
 
+def ratio_clamped(student: Tensor, teacher: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """log q with every ratio q / p inside [low, high], not renormalised, [..., V], and the student's mass clamped, [...].
+
+    Both are detached: the clamp stands where the student is now, and its gradient does not move it (arXiv 2605.12741).
+
+    Args:
+        low, high: bounds of the ratio; 0 leaves one out.
+    """
+    p, q = _finite(student.detach()), _finite(teacher.detach())
+    clamped = q if low == 0 else torch.maximum(q, p + math.log(low))
+    clamped = clamped if high == 0 else torch.minimum(clamped, p + math.log(high))
+    return clamped, (p.exp() * (clamped != q)).sum(-1)
+
+
 def with_tail(logp: Tensor) -> Tensor:
     """K true log-probabilities and that of all other ids together, [..., K] to [..., K + 1].
 

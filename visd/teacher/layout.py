@@ -18,6 +18,12 @@ LABELS = {
     "reference": "Reference:",
     "peers": "Other answer:",
 }
+WRITTEN = {
+    "playbook": "Lessons of earlier attempts:",
+    "trial": "Your earlier attempt:",
+    "reflection": "Reflection on your earlier attempt:",
+}
+"""Labels of blocks that are written while training (arXiv 2605.12741), the same in every layout."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,8 @@ class Layout:
         """Blocks by name and content, in order; "" for none."""
         if not blocks:
             return ""
-        parts = [f"{self.labels[name]}{self.separator}{content}" for name, content in blocks]
+        labels = WRITTEN | self.labels
+        parts = [f"{labels[name]}{self.separator}{content}" for name, content in blocks]
         return "".join(f"{self.gap}{part}" for part in (self.header, *parts, self.closing) if part)
 
 

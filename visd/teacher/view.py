@@ -92,5 +92,8 @@ _CONTENTS: dict[str, Callable[[PrivilegedContext, int], list[str]]] = {
     "feedback": _feedback,
     "reference": lambda context, _: [context.reference or ""],
     "peers": lambda context, _: list(context.peers),
+    "playbook": lambda context, _: [context.playbook or ""],
+    "trial": lambda context, _: [context.trial or ""],
+    "reflection": lambda context, _: [context.reflection or ""],
 }
 """The texts of each block; an empty one is left out."""
