@@ -158,6 +158,7 @@ class TeacherSection:
         default_factory=lambda: ["answer", "window", "key_times", "feedback"]
     )  # blocks of the privileged text, in this order
     max_feedback_chars: int = 1000  # feedback is cut here
+    overlap_k: int = 0  # log how teacher and student agree on their most probable tokens, this many of each (at most the method's own top_k), as overlap/; 0 logs nothing
     layout: str = "facts"  # texts around the blocks: facts, or those published for sdpo, opsd, antisd
 
 

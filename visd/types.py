@@ -274,7 +274,12 @@ class ScoreNeeds:
 
     sampled: bool = True  # log-probability of the sampled token
     top_k: int = 0  # the K most probable tokens and their log-probabilities
-    support: Literal["teacher", "student"] = "teacher"  # whose K most probable tokens are read in both models
+    support: Literal["teacher", "student", "both"] = (
+        "teacher"  # whose K most probable tokens are read in both models; both: the student's, then the teacher's
+    )
+    overlap_k: int = (
+        0  # also the log-probability of the model's own token of that rank, to know which ids rank above it
+    )
     entropy: bool = False
     full: bool = False  # all log-probabilities, [B, T, V]
 
@@ -288,6 +293,7 @@ class TokenScores:
     support_ids: Tensor | None = None  # [B, T, K] long, the same ids in teacher and student
     support_logp: Tensor | None = None  # [B, T, K]
     full_logp: Tensor | None = None  # [B, T, V]; -inf for ids that cannot be sampled
+    kth_logp: Tensor | None = None  # [B, T], log-probability of the overlap_k-th most probable token
 
     def detach(self) -> TokenScores:
         return self._map(lambda value: value.detach())

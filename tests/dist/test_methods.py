@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
     [
         ("antisd", 29651, ["method.gate=false"]),
         ("sdpo", 29652, ["teacher.weights=trust_region", "method.success_threshold=0"]),
-        ("visd", 29653, ["teacher.weights=external", "teacher.path={teacher}"]),
+        ("opd", 29653, ["teacher.path={teacher}", "method.support=union"]),
         ("resd", 29654, ["method.writer_tokens=16"]),
     ],
 )

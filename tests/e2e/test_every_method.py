@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from tests.runs import small_config
 from tests.tree import ROOT
-from visd.config import RewardSection
+from visd.cli import compose_config
+from visd.config import RewardSection, load
 from visd.seeding import derive_seed
 from visd.train import loop
 from visd.train.launch import run_stage
@@ -47,10 +48,18 @@ def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
     }
 
 
+def settings_of(method: str, teacher: Path) -> tuple[str, ...]:
+    """The method's config, with a teacher's model where it asks for one."""
+    external = load(compose_config([f"method={method}"])).teacher.weights == "external"
+    return (*SETTINGS, f"method={method}", *SHORTER.get(method, ()), *([f"teacher.path={teacher}"] if external else []))
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_trains_and_resumes(method: str, small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
+def test_a_method_trains_and_resumes(
+    method: str, small_world: Path, tiny_qwen2_5_vl: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    settings = (*SETTINGS, f"method={method}", *SHORTER.get(method, ()))
+    settings = settings_of(method, tiny_teacher)
     assert run_stage(small_config(small_world, tiny_qwen2_5_vl, straight, *settings)) == 0
     metrics = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == [1, 2, 3]

@@ -126,6 +126,17 @@ def test_it_is_frozen_and_counted_in_memory(taught: Callable[..., tuple[Run, lis
     assert forecast(run).teacher == 4 * counted
 
 
+def test_agreement_is_logged_and_changes_nothing(taught: Callable[..., tuple[Run, list[RolloutGroup]]]) -> None:
+    found = []
+    for k in (0, 64):
+        run, groups = taught(f"teacher.overlap_k={k}")
+        found.append(update_policy(run, groups, teacher_scores(run, groups, 0), {}, 0).metrics.values())
+    plain, watched = found
+    names = {f"overlap/{name}" for name in ("ratio", "student_mass", "teacher_mass", "advantage", "entropy_gap")}
+    assert watched.keys() - plain.keys() == names and all(plain[n] == watched[n] for n in plain)
+    assert 0 < watched["overlap/ratio"] < 1 and watched["overlap/advantage"] < 0 < watched["overlap/entropy_gap"]
+
+
 def test_a_prompt_that_the_teacher_cannot_take_is_a_counted_drop(
     taught: Callable[..., tuple[Run, list[RolloutGroup]]],
 ) -> None:

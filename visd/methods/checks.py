@@ -23,3 +23,12 @@ def check_context(config: RunConfig, block: str, why: str) -> None:
     """Refuse a teacher that would not be shown the block the method fills."""
     if block not in config.teacher.context:
         raise ConfigError(f"teacher.context: must name {block!r}, {why}; it is [{', '.join(config.teacher.context)}].")
+
+
+def check_external(config: RunConfig, method: str) -> None:
+    """Refuse a teacher that is a version of the student, for a method whose teacher is shown nothing more than it."""
+    if config.teacher.weights != "external":
+        raise ConfigError(
+            f"teacher.weights: {method} learns from another model, so it must be external, with teacher.path; "
+            f"it is {config.teacher.weights}."
+        )

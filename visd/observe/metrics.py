@@ -1,7 +1,8 @@
 """Step data to named metrics. Pure functions; the step's value comes from `accumulate.reduce` over ranks.
 
 Names: `reward/`, `accuracy/<family>`, `advantage/`, `group/`, `rollout/`, `judge/`, `gap/` (D_t = log teacher - log
-student), `weight/` (per-token weight), `policy/`, `engine/`, `drops/<reason>`, `prompts/reduced_<rule>`, `time/<phase>`.
+student), `overlap/` (their most probable tokens, `objective/overlap.py`), `weight/` (per-token weight), `policy/`, `engine/`,
+`drops/<reason>`, `prompts/reduced_<rule>`, `time/<phase>`.
 """
 
 from __future__ import annotations

@@ -40,11 +40,12 @@ def score_positions(
         head: hidden states [n, H] to logits [n, V].
         token_ids_N: the token whose log-probability is wanted at each position.
         banned_V: True for ids that can be neither sampled nor counted in the normaliser.
-        needs: what to return; `needs.top_k` is ignored when `support_ids_NK` names the ids to read.
+        needs: what to return; where `support_ids_NK` names the ids to read, `needs.top_k` adds to them for the support
+            `both` and is ignored for the others.
 
     Returns:
         Some of `logp` [N], `entropy` [N] (detached), `support_ids` [N, K], `support_logp` [N, K], `full_logp` [N, V],
-        in float32; log-probabilities are of the softmax of logits / temperature over the ids that are not banned.
+        `kth_logp` [N] (detached), in float32; log-probabilities are of the softmax of logits / temperature over the ids that are not banned.
     """
     chunk = max(1, CHUNK_ELEMENTS // vocab_size)
     count = hidden_NH.shape[0]
@@ -75,6 +76,8 @@ def score_names(needs: ScoreNeeds, support_ids: Tensor | None) -> list[str]:
         names += ["support_ids", "support_logp"]
     if needs.full:
         names.append("full_logp")
+    if needs.overlap_k:
+        names.append("kth_logp")
     return names
 
 
@@ -99,10 +102,13 @@ def read_scores(logp_all: Tensor, ids: Tensor, support: Tensor | None, needs: Sc
         with torch.no_grad():
             # A banned id has probability 0; its share of the entropy is 0 and not NaN.
             out.append(-(logp_all.exp() * logp_all.clamp(min=LOWEST)).sum(-1))
-    if support is None and needs.top_k:
-        support = logp_all.detach().topk(min(needs.top_k, logp_all.shape[-1]), dim=-1).indices
+    if needs.top_k and (support is None or needs.support == "both"):
+        own = logp_all.detach().topk(min(needs.top_k, logp_all.shape[-1]), dim=-1).indices
+        support = own if support is None else torch.cat([support, own], dim=-1)
     if support is not None:
         out += [support, logp_all.gather(-1, support)]
     if needs.full:
         out.append(logp_all)
+    if needs.overlap_k:
+        out.append(logp_all.detach().topk(min(needs.overlap_k, logp_all.shape[-1]), dim=-1).values[..., -1])
     return tuple(out)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from visd.config import TeacherSection
+from visd.objective.overlap import with_overlap
 from visd.policy.batch import Row
 from visd.teacher.external import ExternalTeacher
 from visd.teacher.scorer import ScoreJob, score_full, score_mixed, score_rows
@@ -63,12 +64,13 @@ def teacher_scores(run: Run, groups: Sequence[RolloutGroup], step: int) -> RowSc
     needs = run.method.needs(step)
     if needs is None or (run.teacher is None and run.external is None):
         return {}
+    needs = with_overlap(needs, run.config.teacher.overlap_k)
     targets = targets_of(run, groups)
     external = None if run.external is None else external_rows(run, run.external, targets)
     if external is not None:
         targets = [target for target, _ in external]
     items = [target.item for target in targets]
-    support = _student_support(run, items, needs) if needs.top_k and needs.support == "student" else None
+    support = _student_support(run, items, needs) if needs.top_k and needs.support != "teacher" else None
     if run.external is not None and external is not None:
         return external_scores(run, run.external, items, [row for _, row in external], needs, support)
     assert run.teacher is not None
@@ -111,7 +113,8 @@ def _student_support(run: Run, items: Sequence[Item], needs: ScoreNeeds) -> list
     The weights do not change between this pass and the update, so these are the top K of the update's forward.
     """
     live = TeacherWeights(TeacherSection(weights="live"))
-    found = _scored(run, live, items, [item.row() for item in items], replace(needs, entropy=False, full=False))
+    asked = ScoreNeeds(top_k=needs.top_k)
+    found = _scored(run, live, items, [item.row() for item in items], asked)
     support = [found[item.key].support_ids for item in items]
     return [ids for ids in support if ids is not None]
 

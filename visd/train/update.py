@@ -9,6 +9,7 @@ import torch
 
 from visd.methods.base import Scores, StepView
 from visd.objective.loss import Denominators, kl_to_reference, policy_loss, token_weights
+from visd.objective.overlap import overlap, overlap_k
 from visd.observe.accumulate import Metrics
 from visd.observe.metrics import token_metrics
 from visd.observe.records import TokenTrace, TraceKey, token_traces
@@ -18,7 +19,7 @@ from visd.train.optimizer import learning_rate
 from visd.train.plan import micro_batches
 from visd.train.run import Run
 from visd.train.teach import RowScores, items_of
-from visd.types import RolloutGroup, ScoreNeeds, VisdError
+from visd.types import RolloutGroup, ScoreNeeds, TokenBatch, TokenScores, VisdError
 
 
 @dataclass
@@ -109,7 +110,11 @@ def micro_step(
     student = run.policy.score(
         [item.row() for item in items],
         temperature=run.config.rollout.temperature,
-        needs=ScoreNeeds(sampled=True, entropy=True, full=taught is not None and bool(needs and needs.full)),
+        needs=ScoreNeeds(
+            entropy=True,
+            full=taught is not None and bool(needs and needs.full),
+            overlap_k=overlap_k(needs, run.config.teacher.overlap_k) if taught is not None else 0,
+        ),
         support_ids=taught.support_ids if taught is not None else None,
         forward=run.backend.forward,
     )
@@ -135,9 +140,23 @@ def micro_step(
     run.backend.backward(loss, last=last)
 
     metrics.update(token_metrics(batch, credit, scores.student))
+    if taught is not None and needs is not None and run.config.teacher.overlap_k:
+        metrics.update(overlap_metrics(batch, scores.student, taught, needs, run.config.teacher.overlap_k))
     metrics.sum("loss", loss.item())
     metrics.mean("policy/clip_share", policy.clipped[batch.mask].float().tolist())
     return token_traces(batch, credit, scores.student)
+
+
+def overlap_metrics(
+    batch: TokenBatch, student: TokenScores, teacher: TokenScores, needs: ScoreNeeds, k: int
+) -> Metrics:
+    """`overlap/...`, means over the tokens that the teacher scored; the advantage over those with common ids."""
+    metrics = Metrics()
+    found = overlap(student, teacher, needs, k)
+    for name, values in vars(found).items():
+        counted = batch.taught & values.isfinite()
+        metrics.mean(f"overlap/{name}", values[counted].double().tolist())
+    return metrics
 
 
 def check_finite(run: Run, loss: torch.Tensor, sample_ids: Sequence[str]) -> None:
