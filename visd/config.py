@@ -151,7 +151,7 @@ class TeacherSection:
     chat: str = (
         "same"  # external: same refuses a model whose chat template writes other prompts, own asks each in its own
     )
-    rate: float = 0.05  # ema: theta_T <- (1 - rate) theta_T + rate theta_S after each optimiser step; trust_region: share of the current policy's logits beside the initial ones
+    rate: float = 0.05  # ema: theta_T <- (1 - rate) theta_T + rate theta_S after each step; trust_region: share of the current policy's logits beside the initial ones
     snapshot_every: int = 10  # snapshot: steps between copies
     ema_dtype: str = "float32"  # dtype of the average; bfloat16 reproduces the published, nearly frozen teacher
     context: list[str] = field(
@@ -170,9 +170,16 @@ class ObjectiveSection:
     judge_weight: float = 0.0  # weight of the mean judge score in the direction
     eps_low: float = 0.2  # lower clip of the importance ratio
     eps_high: float = 0.2  # upper clip of the importance ratio
-    old_logp: str = "detached"  # detached: the current policy (one update a rollout); engine: as sampled
+    ratio: str = "token"  # importance ratio of each token, or of the whole answer (sequence: GSPO, geometric mean of its tokens' ratios)
+    surrogate: str = "clip"  # clip: PPO's minimum; cispo: the clipped ratio, detached, times A log p, so that no token loses its gradient
+    old_logp: str = "detached"  # ratio to detached: the current policy (one update a rollout); engine: as sampled; start: the policy at the step's start, one more forward
+    mini_batches: int = 1  # updates a step, each on an equal share of its prompts
     kl_weight: float = 0.0  # weight of KL(policy, reference), k3 estimator; 0 makes no reference pass
-    aggregation: str = "token"  # token: mean over all tokens of the step; sequence: mean over rollouts of token means
+    aggregation: str = "token"  # token: mean over all tokens of the step; sequence: mean over rollouts of token means; constant: sum over tokens / (rollouts * rollout.max_new_tokens)
+    dynamic_sampling: str = "off"  # groups without variance: off keeps them (as 0), drop leaves them out, refill samples other prompts instead
+    refill_rounds: int = 3  # refill: most batches of further prompts a step; then it goes on with fewer groups
+    overlong_share: float = 0.0  # last share of rollout.max_new_tokens over which the return falls linearly
+    overlong_penalty: float = 1.0  # what an answer of rollout.max_new_tokens loses of its return
 
 
 @dataclass
@@ -254,8 +261,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "teacher.chat": ("same", "own"),
     "teacher.layout": ("facts", "sdpo", "opsd", "antisd"),
     "teacher.ema_dtype": ("float32", "bfloat16"),
-    "objective.old_logp": ("detached", "engine"),
-    "objective.aggregation": ("token", "sequence"),
+    "objective.old_logp": ("detached", "engine", "start"),
+    "objective.ratio": ("token", "sequence"),
+    "objective.surrogate": ("clip", "cispo"),
+    "objective.aggregation": ("token", "sequence", "constant"),
+    "objective.dynamic_sampling": ("off", "drop", "refill"),
     "optim.algorithm": ("adamw", "muon"),
     "optim.schedule": ("constant", "cosine"),
     "parallel.mode": ("none", "ddp", "zero2", "zero3", "fsdp2"),
@@ -352,9 +362,9 @@ POSITIVE = (
     "train.steps", "train.prompts_per_step", "train.micro_batch_tokens", "rollout.n", "rollout.temperature",
     "rollout.max_new_tokens", "optim.lr", "optim.max_grad_norm", "prompt.max_tokens", "prompt.video.fps",
     "data.frames.memory_mb", "data.frames.store_gb", "prompt.video.min_frames", "prompt.video.max_frames", "prompt.video.total_pixels", "prompt.video.timeout",
-    "teacher.snapshot_every", "model.lora.alpha",
+    "teacher.snapshot_every", "model.lora.alpha", "objective.mini_batches",
 )  # fmt: skip
-SHARES = ("data.max_dropped", "teacher.rate", "sft.privileged_share", "rollout.top_p", "reward.temporal_sigma_until")
+SHARES = ("data.max_dropped", "teacher.rate", "sft.privileged_share", "rollout.top_p", "reward.temporal_sigma_until", "objective.overlong_share")  # fmt: skip
 
 
 def _check_ranges(config: RunConfig) -> None:
@@ -377,6 +387,10 @@ def _check_ranges(config: RunConfig) -> None:
         raise ConfigError("model.lora.rank: must not be negative.")
     if video.min_pixels > video.max_pixels:
         raise ConfigError("prompt.video.min_pixels: must not be greater than prompt.video.max_pixels.")
+    if config.objective.mini_batches > 1 and config.objective.old_logp == "detached":
+        raise ConfigError("objective.old_logp: detached has no ratio after a first update; take start or engine.")
+    if config.objective.dynamic_sampling != "off" and config.objective.judge_weight > 0:
+        raise ConfigError("objective.dynamic_sampling: chooses groups before they are judged; set judge_weight=0.")
 
 
 def _lookup(config: RunConfig, dotted: str) -> Any:

@@ -64,7 +64,7 @@ def test_sdpo_1_9_6_without_context_nothing_is_learnt() -> None:
     method = SDPO(top_k=4)
     tokens = batch_of(ids, [1.0, -1.0], has_teacher=[False, False])
     scores = scores_of(student, teacher, ids, method.needs(0))
-    loss = total(method.terms(tokens, scores, 0)["distillation"], tokens.mask, Denominators(8, 2))
+    loss = total(method.terms(tokens, scores, 0)["distillation"], tokens.mask, Denominators(8, 2, 9))
     assert loss.item() == 0.0 and (gradient(loss, student) == 0).all()
     assert (method.advantages(tokens, scores, 0).advantages == 0).all()
     nobody = group_of([0.0, 0.0, 0.0])
@@ -123,7 +123,7 @@ def test_rollouts_without_context_count_as_zero_in_the_mean() -> None:
     tokens = batch_of(ids, [0.0, 0.0], mask=mask, has_teacher=[True, False])
     term = method.terms(tokens, scores_of(student, teacher, ids, method.needs(0)), 0)["distillation"]
     expected = term.value[0].mean().item() / 2
-    assert total(term, mask, Denominators(6, 2)).item() == pytest.approx(expected, abs=1e-9)
+    assert total(term, mask, Denominators(6, 2, 9)).item() == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_first_other_success_is_shown_without_its_reasoning() -> None:

@@ -23,7 +23,8 @@ def loss_of(method: GRPO | SDPO, tokens: TokenBatch, scores: Scores, denominator
     """The step's loss of these rows, as the update sums it."""
     weights = token_weights(tokens.mask, "token", denominators)
     credit = method.advantages(tokens, scores.__class__(scores.student.detach(), scores.teacher), 0)
-    loss = policy_loss(scores.student.logp, scores.student.logp.detach(), credit.advantages, weights, 0.2, 0.28).loss
+    section, logp = ObjectiveSection(eps_high=0.28), scores.student.logp
+    loss = policy_loss(logp, logp.detach(), credit.advantages, weights, section).loss
     for term in method.terms(tokens, scores, 0).values():
         loss = loss + term.weight * (term.value * weights * term.mask).sum()
     return loss
@@ -42,7 +43,7 @@ def observe(method: SRPO, group: RolloutGroup, tokens: TokenBatch, scores: Score
 def test_srpo_2_9_1_without_contexts_it_is_grpo_and_all_wrong_with_contexts_weighted_sdpo() -> None:
     student, teacher = random_logits(0, (2, 4, 9))
     ids, mask = torch.arange(8).reshape(2, 4), torch.tensor([[True] * 4, [True, True, False, False]])
-    method, whole = SRPO(top_k=4, is_clip=0), Denominators(6, 2)
+    method, whole = SRPO(top_k=4, is_clip=0), Denominators(6, 2, 9)
     scores = scores_of(student, teacher, ids, method.needs(0))
     nobody = batch_of(ids, [0.7, -0.7], mask=mask, has_teacher=[False, False])
     assert torch.equal(loss_of(method, nobody, scores, whole), loss_of(GRPO(), nobody, scores, whole))
@@ -89,14 +90,14 @@ def test_srpo_2_9_3_one_denominator_by_hand() -> None:
     observe(method, group, tokens, scores)
     weighted = method.terms(tokens, scores, 0)["distillation"].value[1, :2]
     assert weighted.tolist() == pytest.approx([0.4 * 4 / 3, 0.2 * 2 / 3], abs=1e-9)
-    assert loss_of(method, tokens, scores, Denominators(5, 2)).item() == pytest.approx(-0.466667, abs=1e-5)
+    assert loss_of(method, tokens, scores, Denominators(5, 2, 9)).item() == pytest.approx(-0.466667, abs=1e-5)
 
 
 def test_srpo_2_9_4_routes_of_one_success_in_four() -> None:
     group = group_of([1.0, 0.0, 0.0, 0.0])
     section = ObjectiveSection(advantage_std=False)
     advantages = group_advantages([r.accuracy for r in group.rewards], section)
-    assert advantages[0] == pytest.approx(0.75) and group_advantages(returns_of(group, 0.0), section)[
+    assert advantages[0] == pytest.approx(0.75) and group_advantages(returns_of(group, section, 9), section)[
         0
     ] == pytest.approx(0.75)
     contexts = [SRPO().context(group, i) for i in range(4)]
@@ -119,7 +120,7 @@ def test_srpo_2_9_5_an_all_wrong_group_gives_nothing_and_splits_change_nothing()
 
     student, teacher = random_logits(3, (3, 4, 9))
     ids, mask = torch.arange(12).reshape(3, 4) % 9, torch.tensor([[True] * 4, [True, False, False, False], [True] * 4])
-    group, whole = group_of([1.0, 0.0, 0.0]), Denominators(9, 3)
+    group, whole = group_of([1.0, 0.0, 0.0]), Denominators(9, 3, 9)
     method = SRPO(top_k=4, is_clip=0)
 
     def part(rows: list[int]) -> tuple[TokenBatch, Scores]:

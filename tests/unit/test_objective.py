@@ -149,8 +149,8 @@ def test_policy_loss_against_autograd_by_definition() -> None:
     old = logp.detach() + 0.4 * torch.randn(2, 5, generator=numbers, dtype=torch.float64)
     advantages = torch.randn(2, 5, generator=numbers, dtype=torch.float64)
     mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
-    weights = token_weights(mask, "token", Denominators(tokens=7, rollouts=2)).double()
-    got = policy_loss(logp, old, advantages, weights, 0.2, 0.28)
+    weights = token_weights(mask, "token", Denominators(tokens=7, rollouts=2, longest=5)).double()
+    got = policy_loss(logp, old, advantages, weights, ObjectiveSection(eps_low=0.2, eps_high=0.28))
     ratio = (logp - old).exp()
     expected = (
         torch.stack(
@@ -171,10 +171,11 @@ def test_policy_loss_against_autograd_by_definition() -> None:
 
 def test_aggregations() -> None:
     mask = torch.tensor([[True, True, True], [True, False, False]])
-    whole = Denominators(tokens=8, rollouts=4)
+    whole = Denominators(tokens=8, rollouts=4, longest=10)
     assert token_weights(mask, "token", whole).sum().item() == pytest.approx(0.5)
     sequence = token_weights(mask, "sequence", whole)
     assert sequence[0].tolist() == pytest.approx([1 / 12] * 3) and sequence[1, 0].item() == pytest.approx(0.25)
+    assert token_weights(mask, "constant", whole)[mask].tolist() == pytest.approx([1 / 40] * 4)
 
 
 def test_kl_estimator() -> None:

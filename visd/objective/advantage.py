@@ -32,12 +32,29 @@ def judge_score(report: JudgeReport) -> float:
     return fmean(scores) if scores else 0.0
 
 
-def returns_of(group: RolloutGroup, judge_weight: float) -> list[float]:
-    """What the group is compared by: rewards, plus the judge's mean score where it has a weight.
+def overlong(length: int, longest: int, share: float) -> float:
+    """How far an answer is into the last `share` of the `longest` length, 0-1 (DAPO, arXiv 2503.14476, eq. 13).
+
+    An answer of the longest length counts as 1 whether it was cut or not.
+    """
+    buffer = share * longest
+    return min(max((length - (longest - buffer)) / buffer, 0.0), 1.0) if buffer > 0 else 0.0
+
+
+def returns_of(group: RolloutGroup, section: ObjectiveSection, longest: int) -> list[float]:
+    """What the group is compared by: rewards, less the penalty for length, plus the judge's mean score by its weight.
 
     A report that failed would pull its rollout down by its silence, so a group with one is compared by rewards alone.
+
+    Args:
+        longest: most tokens of an answer.
     """
     totals = [rewards.total for rewards in group.rewards]
+    if section.overlong_share > 0:
+        lengths = (len(rollout.token_ids) for rollout in group.rollouts)
+        penalties = (section.overlong_penalty * overlong(n, longest, section.overlong_share) for n in lengths)
+        totals = [total - penalty for total, penalty in zip(totals, penalties, strict=True)]
+    judge_weight = section.judge_weight
     if judge_weight == 0 or not group.reports or not all(report.usable for report in group.reports):
         return totals
     return [total + judge_weight * judge_score(r) for total, r in zip(totals, group.reports, strict=True)]

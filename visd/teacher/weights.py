@@ -48,13 +48,14 @@ class TeacherWeights:
             self._own = {name: shard.to(self._dtype(shard), copy=True) for name, shard in shards.items()}
 
     @torch.no_grad()
-    def update(self, backend: Backend, step: int) -> None:
-        """Follow the student. Call after an optimiser step that was not skipped.
+    def update(self, backend: Backend, step: int, made: int = 1) -> None:
+        """Follow the student. Call after an optimiser step that was not skipped, or after several.
 
         Args:
-            step: optimiser steps done, this one included; a snapshot is taken where it divides evenly.
+            step: optimiser steps done, these included; a snapshot is taken where one of them divides evenly.
+            made: optimiser steps since the last call.
         """
-        if self.section.weights == "snapshot" and step % self.section.snapshot_every == 0:
+        if self.section.weights == "snapshot" and step % self.section.snapshot_every < made:
             for name, shard in backend.local_shards().items():
                 self._own[name].copy_(shard)
         elif self.section.weights == "ema":

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from visd.judge.base import Judge
 from visd.objective.advantage import group_advantages, returns_of
 from visd.policy.oom import memory_of
 from visd.reward.combine import score
 from visd.seeding import derive_seed
+from visd.train.dynamic import varied_groups
 from visd.train.record import record_step
 from visd.train.run import Run
 from visd.train.services import StepServices
 from visd.train.state import save_if_due
-from visd.train.teach import reference_scores, teacher_scores
+from visd.train.teach import old_scores, reference_scores, teacher_scores
 from visd.train.update import update_policy
 from visd.types import Prompt, RolloutGroup, Sample
 
@@ -31,10 +33,9 @@ def train(run: Run) -> None:
         step = run.step
         pairs = run.step_prompts(step)
         judge = run.judge if run.method.wants_judge(step) else None
-        with run.timer.phase("rollout"):
-            groups = sample_rollouts(run, pairs, step, judge)
-        with run.timer.phase("reward"):
-            groups = [with_rewards(run, group, step) for group in groups]
+        early = judge if run.config.objective.dynamic_sampling == "off" else None
+        groups = rewarded_rollouts(run, step, early, pairs)
+        groups, left_out = varied_groups(run, groups, step, partial(rewarded_rollouts, run, step, None))
         with run.timer.phase("judge"):
             groups = with_reports(judge, groups)
         groups = [with_advantages(run, group) for group in groups]
@@ -43,16 +44,16 @@ def train(run: Run) -> None:
         with run.timer.phase("teacher"):
             teacher = teacher_scores(run, groups, step)
             reference = reference_scores(run, groups)
+            old = old_scores(run, groups)
         with run.timer.phase("update"):
-            update = update_policy(run, groups, teacher, reference, step)
+            update = update_policy(run, groups, teacher, reference, step, old)
         with run.timer.phase("ema"):
-            if not update.skipped:
-                run.policy_version += 1
-                if run.teacher is not None and run.method.active(step):
-                    run.teacher.update(run.backend, run.policy_version)
+            run.policy_version += update.made
+            if update.made and run.teacher is not None and run.method.active(step):
+                run.teacher.update(run.backend, run.policy_version, update.made)
         run.policy.forget_features()
         run.step += 1
-        record_step(run, groups, update)
+        record_step(run, groups, update, [with_advantages(run, group) for group in left_out])
         save_if_due(run, last)
 
 
@@ -60,6 +61,16 @@ def last_step(run: Run) -> int:
     """The step after which this start ends."""
     train = run.config.train
     return min(train.steps, run.step + train.stop_after) if train.stop_after else train.steps
+
+
+def rewarded_rollouts(
+    run: Run, step: int, judge: Judge | None, pairs: Sequence[tuple[Sample, Prompt]]
+) -> list[RolloutGroup]:
+    """Rollouts of some prompts with their verifiable rewards."""
+    with run.timer.phase("rollout"):
+        groups = sample_rollouts(run, pairs, step, judge)
+    with run.timer.phase("reward"):
+        return [with_rewards(run, group, step) for group in groups]
 
 
 def sample_rollouts(
@@ -105,4 +116,5 @@ def with_reports(judge: Judge | None, groups: Sequence[RolloutGroup]) -> list[Ro
 def with_advantages(run: Run, group: RolloutGroup) -> RolloutGroup:
     """Direction: how each rollout compares with its group."""
     objective = run.config.objective
-    return replace(group, advantages=group_advantages(returns_of(group, objective.judge_weight), objective))
+    returns = returns_of(group, objective, run.config.rollout.max_new_tokens)
+    return replace(group, advantages=group_advantages(returns, objective))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from visd.objective.advantage import overlong
 from visd.observe.accumulate import Metrics, reduce
 from visd.observe.metrics import drop_metrics, group_metrics, reduction_metrics
 from visd.observe.records import rollout_records
@@ -13,11 +14,19 @@ from visd.train.update import Update
 from visd.types import RolloutGroup
 
 
-def record_step(run: Run, groups: Sequence[RolloutGroup], update: Update) -> None:
-    """Metrics of all ranks, the rollout dump, and now and then a table of one group. All ranks call it."""
+def record_step(
+    run: Run, groups: Sequence[RolloutGroup], update: Update, left_out: Sequence[RolloutGroup] = ()
+) -> None:
+    """Metrics of all ranks, the rollout dump, and now and then a table of one group. All ranks call it.
+
+    Args:
+        left_out: groups that were sampled and not trained on; accuracy, lengths and tokens cover them as well.
+    """
     assert run.tracker is not None
     tracker, gather, step = run.tracker, run.backend.all_gather_object, run.step
     metrics = common_metrics(run, update.metrics)
+    metrics.update(objective_metrics(run, groups, left_out))
+    groups = [*groups, *left_out]
     metrics.update(group_metrics(groups))
     if run.judge is not None and any(group.reports for group in groups):
         for name, value in run.judge.take_counts().items():
@@ -28,6 +37,21 @@ def record_step(run: Run, groups: Sequence[RolloutGroup], update: Update) -> Non
         tracker.dump(step, sorted(records, key=lambda r: r.sample_id))
     if tracker.wants_table(step) and groups:
         tracker.table(step, most_telling(groups))
+
+
+def objective_metrics(run: Run, groups: Sequence[RolloutGroup], left_out: Sequence[RolloutGroup]) -> Metrics:
+    """What dynamic sampling left out, and the penalty for length, where they are on."""
+    metrics, objective = Metrics(), run.config.objective
+    if objective.dynamic_sampling != "off":
+        metrics.sum("group/trained", len(groups))
+        metrics.sum("group/left_out", len(left_out))
+    if objective.overlong_share > 0:
+        rollouts = [rollout for group in (*groups, *left_out) for rollout in group.rollouts]
+        longest, share = run.config.rollout.max_new_tokens, objective.overlong_share
+        values = [overlong(len(rollout.token_ids), longest, share) for rollout in rollouts]
+        metrics.mean("reward/overlong", values)
+        metrics.mean("reward/overlong_share", (value > 0 for value in values))
+    return metrics
 
 
 def common_metrics(run: Run, metrics: Metrics) -> Metrics:

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from visd.parallel import Backend, launch
 from visd.policy.policy import Policy, compute_dtype
 from visd.reward.combine import check_section
 from visd.rollout.base import RolloutEngine, Sampling
+from visd.seeding import derive_seed
 from visd.teacher.external import ExternalTeacher, check_media, load_external
 from visd.teacher.view import check_blocks
 from visd.teacher.weights import TeacherWeights
@@ -93,6 +95,12 @@ class Run:
     def reductions(self) -> Counter[str]:
         """How many samples were reduced, by what was reduced."""
         return Counter(self.reduced.values())
+
+    @cached_property
+    def refill_sampler(self) -> StepSampler:
+        """The order of the prompts that dynamic sampling takes instead of groups without variance."""
+        seed = derive_seed("refill", self.config.run.seed)
+        return StepSampler(self.sampler.samples, self.sampler.prompts_per_step, seed)
 
     @property
     def videos_decoded(self) -> int:

@@ -79,7 +79,7 @@ def privileged_text(run: Run, sample: Sample, prompt: Prompt, feedback: bool) ->
 def update(run: Run, examples: Sequence[Example], step: int) -> Metrics:
     """Negative log-likelihood of the targets, mean over all target tokens of the step."""
     lengths = torch.tensor([sum(len(e.row.response_ids) for e in examples)], dtype=torch.float64)
-    denominators = Denominators(int(run.backend.all_reduce(lengths)), 0)
+    denominators = Denominators(int(run.backend.all_reduce(lengths)), rollouts=0, longest=0)
     plan = micro_batches(
         [len(example.row) for example in examples],
         run.config.train.micro_batch_tokens,

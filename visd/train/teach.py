@@ -138,6 +138,15 @@ def _job(
     return ScoreJob(rows, plan, run.config.rollout.temperature, needs, support)
 
 
+def old_scores(run: Run, groups: Sequence[RolloutGroup]) -> RowScores:
+    """The policy's own log-probabilities before the step's first update, where ratios are taken to these."""
+    if run.config.objective.old_logp != "start":
+        return {}
+    items = items_of(run, groups)
+    live = TeacherWeights(TeacherSection(weights="live"))
+    return _scored(run, live, items, [item.row() for item in items], ScoreNeeds(sampled=True))
+
+
 def _scored(
     run: Run,
     weights: TeacherWeights,

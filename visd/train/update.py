@@ -15,6 +15,7 @@ from visd.observe.metrics import token_metrics
 from visd.observe.records import TokenTrace, TraceKey, token_traces
 from visd.policy.oom import memory_of
 from visd.train.batches import Item, dummy_row, join_scores, token_batch
+from visd.train.dynamic import mini_batches
 from visd.train.optimizer import learning_rate
 from visd.train.plan import micro_batches
 from visd.train.run import Run
@@ -26,15 +27,43 @@ from visd.types import RolloutGroup, ScoreNeeds, TokenBatch, TokenScores, VisdEr
 class Update:
     """What a step did."""
 
-    skipped: bool
+    made: int  # updates that changed the weights; less than objective.mini_batches where gradients were not finite
     metrics: Metrics  # of this rank
     traces: dict[TraceKey, TokenTrace]  # of the rollouts that were trained on
 
 
 def update_policy(
-    run: Run, groups: Sequence[RolloutGroup], teacher: RowScores, reference: RowScores, step: int
+    run: Run,
+    groups: Sequence[RolloutGroup],
+    teacher: RowScores,
+    reference: RowScores,
+    step: int,
+    old: RowScores | None = None,
 ) -> Update:
-    """Accumulate the step's gradient over all micro-batches of all ranks, then update once."""
+    """Update the weights once, or once for each of `objective.mini_batches`.
+
+    Args:
+        old: log-probabilities that ratios are taken to, for `objective.old_logp=start`.
+    """
+    metrics = Metrics()
+    for name, value in run.method.observe(StepView(groups, teacher, run.backend.all_gather_object), step).items():
+        metrics.max(f"method/{name}", value)
+    update = Update(0, metrics, {})
+    for part in mini_batches(run, groups):
+        one_update(run, part, teacher, reference, old or {}, step, update)
+    return update
+
+
+def one_update(
+    run: Run,
+    groups: Sequence[RolloutGroup],
+    teacher: RowScores,
+    reference: RowScores,
+    old: RowScores,
+    step: int,
+    update: Update,
+) -> None:
+    """Accumulate the gradient of some groups over all micro-batches of all ranks, then update once; adds to `update`."""
     items = items_of(run, groups)
     plan = micro_batches(
         [len(item.row()) for item in items],
@@ -43,21 +72,19 @@ def update_policy(
     )
     denominators = count(run, groups)
     rounds = max_over_ranks(run, len(plan))
-    metrics = Metrics()
-    for name, value in run.method.observe(StepView(groups, teacher, run.backend.all_gather_object), step).items():
-        metrics.max(f"method/{name}", value)
-    traces: dict[TraceKey, TokenTrace] = {}
     run.policy.set_training(True)
     for i in range(rounds):
         last = i == rounds - 1
         if i < len(plan):
             part = [items[row] for row in plan[i]]
             with memory_of("update", (item.group.sample.id for item in part)):
-                traces |= micro_step(run, part, teacher, reference, denominators, step, last, metrics)
+                update.traces |= micro_step(
+                    run, part, teacher, reference, old, denominators, step, last, update.metrics
+                )
         else:
             idle_step(run, last)
     run.policy.set_training(False)
-    return Update(optimizer_step(run, step, metrics), metrics, traces)
+    update.made += not optimizer_step(run, step, update.metrics)
 
 
 def optimizer_step(run: Run, step: int, metrics: Metrics) -> bool:
@@ -72,11 +99,11 @@ def optimizer_step(run: Run, step: int, metrics: Metrics) -> bool:
 
 
 def count(run: Run, groups: Sequence[RolloutGroup]) -> Denominators:
-    """Tokens and rollouts of the whole step; a rollout without gradient counts as much as any other."""
+    """Tokens and rollouts of an update; a rollout without gradient counts as much as any other."""
     tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
     rollouts = sum(len(group.rollouts) for group in groups)
     total = run.backend.all_reduce(torch.tensor([tokens, rollouts], dtype=torch.float64))
-    return Denominators(int(total[0]), int(total[1]))
+    return Denominators(int(total[0]), int(total[1]), run.config.rollout.max_new_tokens)
 
 
 def max_over_ranks(run: Run, number: int) -> int:
@@ -96,6 +123,7 @@ def micro_step(
     items: Sequence[Item],
     teacher: RowScores,
     reference: RowScores,
+    old: RowScores,
     denominators: Denominators,
     step: int,
     last: bool,
@@ -122,7 +150,11 @@ def micro_step(
     credit = run.method.advantages(batch, scores, step)
     weights = token_weights(batch.mask, objective.aggregation, denominators)
     old_logp = scores.student.logp if objective.old_logp == "detached" else batch.engine_logp
-    policy = policy_loss(student.logp, old_logp, credit.advantages, weights, objective.eps_low, objective.eps_high)
+    if objective.old_logp == "start":
+        start = join_scores([old[item.key] for item in items], width)
+        assert start is not None
+        old_logp = start.logp
+    policy = policy_loss(student.logp, old_logp, credit.advantages, weights, objective)
     loss = policy.loss
     if run.reference is not None:
         known = join_scores([reference[item.key] for item in items], width)
@@ -144,6 +176,10 @@ def micro_step(
         metrics.update(overlap_metrics(batch, scores.student, taught, needs, run.config.teacher.overlap_k))
     metrics.sum("loss", loss.item())
     metrics.mean("policy/clip_share", policy.clipped[batch.mask].float().tolist())
+    if objective.old_logp != "detached":
+        ratios = policy.ratio[batch.mask]
+        metrics.mean("policy/ratio_mean", ratios.tolist())
+        metrics.max("policy/ratio_max", *ratios.tolist())
     return token_traces(batch, credit, scores.student)
 
 
