@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import av
@@ -51,8 +52,8 @@ def write_video(scene: Scene, path: Path) -> None:
         stream.width, stream.height = scene.size
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        for image in frames(scene):
-            for packet in stream.encode(av.VideoFrame.from_ndarray(_yuv420p(image), format="yuv420p")):
+        for image in _yuv420p(np.stack(frames(scene))):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="yuv420p")):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
@@ -60,11 +61,12 @@ def write_video(scene: Scene, path: Path) -> None:
 
 
 def _yuv420p(rgb: np.ndarray) -> np.ndarray:
-    """BT.601, limited range, [height * 3 / 2, width]: written out, so that bytes do not depend on a converter's."""
-    height, width, _ = rgb.shape
+    """BT.601, limited range, [frames, height * 3 / 2, width]: written out, so that bytes do not depend on a converter's."""
+    count, height, width, _ = rgb.shape
     y, u, v = np.moveaxis(rgb @ TO_YUV.T + OFFSET, -1, 0)
-    planes = [y, *(p.reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3)).reshape(-1, width) for p in (u, v))]
-    return np.rint(np.concatenate(planes)).astype(np.uint8)
+    size = (count, height // 2, 2, width // 2, 2)
+    planes = [y, *(p.reshape(size).mean(axis=(2, 4)).reshape(count, -1, width) for p in (u, v))]
+    return np.rint(np.concatenate(planes, axis=1)).astype(np.uint8)
 
 
 State = tuple[str, str, XYXY] | None  # colour, shape, box; None: not to be seen
@@ -102,7 +104,9 @@ def _frame(scene: Scene, t: float) -> np.ndarray:
     for thing in scene.things:
         state = _state(thing, t)
         if state is not None:
-            _draw(image, state, u, v)
+            colour, shape, box = state
+            rows, columns, cover = _cover(shape, box, width, height)
+            image[rows, columns] = image[rows, columns] * (1 - cover) + np.array(COLOURS[colour], dtype=float) * cover
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -111,17 +115,16 @@ def _subpixels(pixels: int) -> np.ndarray:
     return (np.arange(pixels * SUPERSAMPLE) + 0.5) / (pixels * SUPERSAMPLE)
 
 
-def _draw(image: np.ndarray, state: tuple[str, str, XYXY], u: np.ndarray, v: np.ndarray) -> None:
-    """Paint a shape over the pixels that its box touches."""
-    colour, shape, (x1, y1, x2, y2) = state
-    height, width, _ = image.shape
+@lru_cache(4096)  # most of the time objects stand still, in one of few cells
+def _cover(shape: str, box: XYXY, width: int, height: int) -> tuple[slice, slice, np.ndarray]:
+    """The rows and columns that a box touches, and which share of each pixel there the shape covers, [rows, columns, 1]."""
+    x1, y1, x2, y2 = box
+    u, v = _subpixels(width), _subpixels(height)
     columns, rows = _touched(x1, x2, width), _touched(y1, y2, height)
     x = (2 * u[_supersampled(columns)][None] - x1 - x2) / (x2 - x1)
     y = (2 * v[_supersampled(rows)][:, None] - y1 - y2) / (y2 - y1)
-    inside = _inside(shape, x, y)
     size = (rows.stop - rows.start, SUPERSAMPLE, columns.stop - columns.start, SUPERSAMPLE)
-    cover = inside.reshape(size).mean(axis=(1, 3))[..., None]
-    image[rows, columns] = image[rows, columns] * (1 - cover) + np.array(COLOURS[colour], dtype=float) * cover
+    return rows, columns, _inside(shape, x, y).reshape(size).mean(axis=(1, 3))[..., None]
 
 
 def _touched(start: float, end: float, pixels: int) -> slice:

@@ -10,8 +10,11 @@ step k exactly.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import accumulate
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -36,6 +39,7 @@ LENGTHS = {3: 0.5, 4: 0.3, 5: 0.2}
 """Seconds, and how often."""
 FRAME_RATES = (4, 8, 12)
 
+T = TypeVar("T")
 Cell = tuple[int, int]  # column, row
 Grid = tuple[int, int]  # columns, rows
 Action = Literal["still", "move", "wander", "appear", "vanish", "recolour", "move_recolour", "bounce"]
@@ -116,20 +120,26 @@ def cell_box(cell: Cell, grid: Grid) -> XYXY:
     return x1, y1, x2, y2
 
 
+def pick(rng: np.random.Generator, items: Sequence[T], shares: Sequence[float] | None = None) -> T:
+    """One of the items, each as probable as its share; a tenth of the time of numpy's `choice`."""
+    if shares is None:
+        return items[int(rng.integers(len(items)))]
+    return items[min(bisect(list(accumulate(shares)), rng.random()), len(items) - 1)]
+
+
 def draw_scene(rng: np.random.Generator) -> Scene:
     """A random scene in which at least one thing happens and no two objects share a cell."""
-    steps = int(rng.choice(list(LENGTHS), p=list(LENGTHS.values())))
-    size = list(SIZES)[int(rng.choice(len(SIZES), p=list(SIZES.values())))]
+    steps, size = pick(rng, list(LENGTHS), list(LENGTHS.values())), pick(rng, list(SIZES), list(SIZES.values()))
     grid = (size[0] // CELL_PX, size[1] // CELL_PX)
-    count = 2 if grid == (2, 2) else int(rng.choice([2, 3]))
+    count = 2 if grid == (2, 2) else pick(rng, (2, 3))
     while True:
         things = _draw_things(rng, steps, count, grid)
         if _legal(things, steps):
-            return Scene(steps, things, size, int(rng.choice(FRAME_RATES)))
+            return Scene(steps, things, size, pick(rng, FRAME_RATES))
 
 
 def _draw_things(rng: np.random.Generator, steps: int, count: int, grid: Grid) -> tuple[Thing, ...]:
-    colours = sorted(rng.choice(list(COLOURS), size=count, replace=False).tolist())
+    colours = sorted(list(COLOURS)[i] for i in rng.permutation(len(COLOURS))[:count])
     spare = [c for c in COLOURS if c not in colours]
     order = rng.permutation(count).tolist()
     things: dict[int, Thing] = {}
@@ -140,13 +150,13 @@ def _draw_things(rng: np.random.Generator, steps: int, count: int, grid: Grid) -
             continue
         action: Action = "still"
         if place < 2 or rng.random() < 0.5:
-            action = ACTIONS[int(rng.choice(len(ACTIONS), p=ACTION_SHARES))]
+            action = pick(rng, ACTIONS, ACTION_SHARES)
         things[index] = _thing(rng, steps, colours[index], action, spare, grid)
     return tuple(things[i] for i in range(count))
 
 
 def _thing(rng: np.random.Generator, steps: int, colour: str, action: Action, spare: list[str], grid: Grid) -> Thing:
-    shape = str(rng.choice(SHAPES))
+    shape = pick(rng, SHAPES)
     start: Cell = (int(rng.integers(grid[0])), int(rng.integers(grid[1])))
     cells: list[Cell | None] = [start] * steps
     event = int(rng.integers(1, steps)) if action != "still" else None
@@ -157,10 +167,10 @@ def _thing(rng: np.random.Generator, steps: int, colour: str, action: Action, sp
     elif action == "vanish":
         cells[event:] = [None] * (steps - (event or 0))
     if action in ("recolour", "move_recolour"):
-        new_colour, recoloured_at = str(rng.choice(spare)), event
+        new_colour, recoloured_at = pick(rng, spare), event
     if action in ("move", "move_recolour"):
         assert event is not None
-        direction = str(rng.choice(list(DIRECTIONS)))
+        direction = pick(rng, list(DIRECTIONS))
         event = int(rng.integers(1, steps)) if action == "move_recolour" else event
         cells = _path(start, direction, event, int(rng.integers(1, 3)), steps)
     if action == "wander":
@@ -189,7 +199,7 @@ def _wander(rng: np.random.Generator, start: Cell, first: int, steps: int, grid:
     x, y = start
     for k in range(first, steps):
         ways = [(x + dx, y + dy) for dx, dy in DIRECTIONS.values() if 0 <= x + dx < grid[0] and 0 <= y + dy < grid[1]]
-        x, y = ways[int(rng.integers(len(ways)))]
+        x, y = pick(rng, ways)
         cells[k] = (x, y)
     return cells
 
@@ -198,17 +208,16 @@ def _bounce(
     rng: np.random.Generator, steps: int, mover: int, target: int, colours: list[str], grid: Grid
 ) -> dict[int, Thing]:
     """`mover` goes towards `target` across the grid, touches it at the event step and goes back."""
-    direction = str(rng.choice([name for name, (dx, dy) in DIRECTIONS.items() if grid[0 if dx else 1] == 3]))
+    direction = pick(rng, [name for name, (dx, dy) in DIRECTIONS.items() if grid[0 if dx else 1] == 3])
     dx, dy = DIRECTIONS[direction]
     start: Cell = (1 - dx if dx else int(rng.integers(grid[0])), 1 - dy if dy else int(rng.integers(grid[1])))
     middle: Cell = (start[0] + dx, start[1] + dy)
     end: Cell = (middle[0] + dx, middle[1] + dy)
     event = int(rng.integers(1, steps - 1))
     cells = tuple(middle if k == event else start for k in range(steps))
-    shapes = rng.choice(SHAPES, size=2).tolist()
     return {
-        mover: Thing(colours[mover], shapes[0], grid, cells, "bounce", event, direction, hits=target),
-        target: Thing(colours[target], shapes[1], grid, (end,) * steps),
+        mover: Thing(colours[mover], pick(rng, SHAPES), grid, cells, "bounce", event, direction, hits=target),
+        target: Thing(colours[target], pick(rng, SHAPES), grid, (end,) * steps),
     }
 
 
