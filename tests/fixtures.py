@@ -35,6 +35,14 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_other_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Qwen2.5-VL whose tokenizer splits words and numbers; not to be changed."""
+    out = tmp_path_factory.mktemp("models") / "tiny_other_tokenizer"
+    make_tiny_model(out, TinySettings(seed=1, text_layers=2, text_width=64, vision_width=64, vocabulary=400))
+    return out
+
+
+@pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A world of thirteen videos with text problems beside them; not to be changed."""
     out = tmp_path_factory.mktemp("world")

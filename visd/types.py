@@ -269,6 +269,16 @@ class PrivilegedContext:
 
 
 @dataclass(frozen=True)
+class UnitNeeds:
+    """How a teacher with another tokenizer is compared, in units of text that both tokenizers cut out whole."""
+
+    alignment: Literal["minimal", "following"] = (
+        "minimal"  # following: what does not match is merged with the next match
+    )
+    beyond: bool = False  # full_logp goes on after the student's ids with those that only the teacher knows
+
+
+@dataclass(frozen=True)
 class ScoreNeeds:
     """What to compute at each response position."""
 
@@ -282,6 +292,8 @@ class ScoreNeeds:
     )
     entropy: bool = False
     full: bool = False  # all log-probabilities, [B, T, V]
+    log_z: bool = False  # the logarithm of the normaliser of the logits
+    units: UnitNeeds | None = None  # across two tokenizers, with `full`; for a method that `crosses_tokenizers`
 
 
 @dataclass
@@ -294,6 +306,11 @@ class TokenScores:
     support_logp: Tensor | None = None  # [B, T, K]
     full_logp: Tensor | None = None  # [B, T, V]; -inf for ids that cannot be sampled
     kth_logp: Tensor | None = None  # [B, T], log-probability of the overlap_k-th most probable token
+    log_z: Tensor | None = None  # [B, T], log of the sum of exp(logits) over the ids that can be sampled
+    units: Tensor | None = (
+        None  # [B, T] long, number of each token's aligned unit from 1, negative unless it is one token that both models know; 0 for none
+    )
+    logp_rest: Tensor | None = None  # [B, T], at a unit's first token: log-probability of its later ones
 
     def detach(self) -> TokenScores:
         return self._map(lambda value: value.detach())

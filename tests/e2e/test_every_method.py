@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.runs import small_config
 from tests.tree import ROOT
 from visd.cli import compose_config
-from visd.config import RewardSection, load
+from visd.config import RewardSection, build, load
 from visd.seeding import derive_seed
 from visd.train import loop
 from visd.train.launch import run_stage
@@ -48,19 +48,26 @@ def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
     }
 
 
-def settings_of(method: str, teacher: Path) -> tuple[str, ...]:
-    """The method's config, with a teacher's model where it asks for one."""
+def settings_of(method: str, teacher: Path, other: Path) -> tuple[str, ...]:
+    """The method's config, with a teacher's model where it asks for one, whose tokenizer is another if it may be."""
     chosen = f"method={method}".split()
-    external = load(compose_config(chosen)).teacher.weights == "external"
+    config = load(compose_config(chosen))
+    external = config.teacher.weights == "external"
+    teacher = other if build(config.method, "method").crosses_tokenizers else teacher
     return (*SETTINGS, *chosen, *SHORTER.get(method, ()), *([f"teacher.path={teacher}"] if external else []))
 
 
 @pytest.mark.parametrize("method", [*METHODS, "grpo objective=dapo", "grpo objective=gspo objective.mini_batches=2"])
 def test_a_method_trains_and_resumes(
-    method: str, small_world: Path, tiny_qwen2_5_vl: Path, tiny_teacher: Path, tmp_path: Path
+    method: str,
+    small_world: Path,
+    tiny_qwen2_5_vl: Path,
+    tiny_teacher: Path,
+    tiny_other_tokenizer: Path,
+    tmp_path: Path,
 ) -> None:
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    settings = settings_of(method, tiny_teacher)
+    settings = settings_of(method, tiny_teacher, tiny_other_tokenizer)
     assert run_stage(small_config(small_world, tiny_qwen2_5_vl, straight, *settings)) == 0
     metrics = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == [1, 2, 3]

@@ -156,7 +156,7 @@ def refused(expected: str, world: Path, model: Path, out: Path, *overrides: str)
 
 
 def test_what_does_not_fit_is_refused_at_the_start(
-    small_world: Path, tiny_qwen2_5_vl: Path, tiny_teacher: Path, tmp_path: Path
+    small_world: Path, tiny_qwen2_5_vl: Path, tiny_teacher: Path, tiny_other_tokenizer: Path, tmp_path: Path
 ) -> None:
     where = small_world, tiny_qwen2_5_vl, tmp_path / "run"
     refused("teacher.path: .*needs the folder", *where)
@@ -164,9 +164,7 @@ def test_what_does_not_fit_is_refused_at_the_start(
     with pytest.raises(ConfigError, match=r"teacher\.path: is read by"):
         small_config(*where, "teacher.weights=ema", f"teacher.path={tiny_teacher}")
 
-    smaller = tmp_path / "other_vocabulary"
-    make_tiny_model(smaller, TinySettings(text_layers=1, vocabulary=400))
-    refused("another vocabulary: .* differ, first .*simct", *where, f"teacher.path={smaller}")
+    refused("another vocabulary: .* differ, first .*simct", *where, f"teacher.path={tiny_other_tokenizer}")
 
 
 def test_another_chat_is_refused_unless_asked_for(

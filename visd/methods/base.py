@@ -96,6 +96,9 @@ class Method:
     learns_without_advantage: ClassVar[bool] = False
     """True for a method whose extra terms also teach from rollouts with advantage 0; otherwise these are skipped."""
 
+    crosses_tokenizers: ClassVar[bool] = False
+    """True for a method whose external teacher may have another tokenizer; its needs name `units`."""
+
     def check(self, samples: Sequence[Sample], config: RunConfig) -> None:
         """Refuse, before the first step, data or settings that the method cannot use.
 

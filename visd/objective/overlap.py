@@ -40,8 +40,8 @@ def overlap_k(needs: ScoreNeeds | None, k: int) -> int:
 
 def with_overlap(needs: ScoreNeeds, k: int) -> ScoreNeeds:
     """What the method asks of the teacher, and besides it what `overlap` reads; what the method gets stays as it is."""
-    if k == 0:
-        return needs
+    if k == 0 or needs.units is not None:
+        return needs  # two tokenizers have no ids in common to count
     rank = overlap_k(needs, k)
     return replace(needs, entropy=True, overlap_k=rank, top_k=needs.top_k or rank)
 

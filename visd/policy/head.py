@@ -45,7 +45,7 @@ def score_positions(
 
     Returns:
         Some of `logp` [N], `entropy` [N] (detached), `support_ids` [N, K], `support_logp` [N, K], `full_logp` [N, V],
-        `kth_logp` [N] (detached), in float32; log-probabilities are of the softmax of logits / temperature over the ids that are not banned.
+        `kth_logp` [N] (detached), `log_z` [N], in float32; log-probabilities are of the softmax of logits / temperature over the ids that are not banned.
     """
     chunk = max(1, CHUNK_ELEMENTS // vocab_size)
     count = hidden_NH.shape[0]
@@ -78,6 +78,8 @@ def score_names(needs: ScoreNeeds, support_ids: Tensor | None) -> list[str]:
         names.append("full_logp")
     if needs.overlap_k:
         names.append("kth_logp")
+    if needs.log_z:
+        names.append("log_z")
     return names
 
 
@@ -92,11 +94,13 @@ def _score_chunk(
 ) -> tuple[Tensor, ...]:
     logits = head(hidden).float() / temperature
     logits = logits.masked_fill(banned, float("-inf"))
-    return read_scores(logits - torch.logsumexp(logits, dim=-1, keepdim=True), ids, support, needs)
+    log_z = torch.logsumexp(logits, dim=-1, keepdim=True)
+    scores = read_scores(logits - log_z, ids, support, needs)
+    return (*scores, log_z.squeeze(-1)) if needs.log_z else scores
 
 
 def read_scores(logp_all: Tensor, ids: Tensor, support: Tensor | None, needs: ScoreNeeds) -> tuple[Tensor, ...]:
-    """What is needed of distributions [N, V], in the order of `score_names`; -inf stands for ids that are banned."""
+    """What is needed of distributions [N, V], in the order of `score_names`, `log_z` apart; -inf stands for ids that are banned."""
     out = [logp_all.gather(-1, ids[:, None]).squeeze(-1)]
     if needs.entropy:
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """A teacher that is another model: loaded like the policy, frozen, whole on every rank.
 
-It scores the rollouts' own token ids, so its tokenizer must give every token of the student's the same id. Prompts are
+It scores the rollouts' own token ids, so its tokenizer must give every token of the student's the same id; only for a
+method that aligns two tokenizers it is another, see `crossing`. Prompts are
 made by its own processor from the same question, so that a teacher of another family sees media in its own form; where
 it wants frames of the student's size, they are the student's and are not decoded again. It is never sharded, whatever
 `parallel.mode`: each process holds all its parameters in the dtype of activations (14 GiB for 7 billion in bfloat16).
@@ -17,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visd.config import ConfigError, RunConfig
+from visd.config import ConfigError, LoraSection, RunConfig
 from visd.data.prompts import PromptBuilder
 from visd.media.processor import PromptProcessor
 from visd.policy.batch import Row
 from visd.policy.policy import Policy
-from visd.types import DroppedSample, Message, Prompt, Sample, TokenScores, VisdError
+from visd.teacher.crossing import Crossing
+from visd.types import DroppedSample, Message, Prompt, Rollout, Sample, ScoreNeeds, TokenScores, VisdError
 
 PROBE = (Message("system", "A system message."), Message("user", "A question.\nIts second line."))
 """The chat by which two templates are compared."""
@@ -35,6 +37,7 @@ class ExternalTeacher:
     policy: Policy
     builder: PromptBuilder
     vocabulary: int  # ids of the student's output; scores are over these
+    crossing: Crossing | None = None  # to a teacher with another tokenizer
 
     @property
     def processor(self) -> PromptProcessor:
@@ -58,15 +61,28 @@ class ExternalTeacher:
             said = str(error).removeprefix(f"sample {sample.id!r}: ")
             raise DroppedSample(sample.id, f"teacher_{error.reason}", f"the external teacher: {said}") from error
 
-    def row(self, prompt: Prompt, text: str, response_ids: Sequence[int]) -> Row:
+    def row(self, prompt: Prompt, text: str, rollout: Rollout) -> Row:
         """A rollout's own ids after the prompt with privileged text at the end of the user's turn, if any.
+
+        A teacher with another tokenizer is given the rollout's text in its own ids.
 
         Raises:
             VisdError: an id that this model knows as another token or not at all.
+            DroppedSample: a text that the other tokenizer cannot write.
         """
-        self._check_ids(prompt.sample_id, response_ids)
+        ids: Sequence[int] | None = rollout.token_ids
+        if self.crossing is not None:
+            ids = self.crossing.response(rollout)
+        else:
+            self._check_ids(prompt.sample_id, rollout.token_ids)
+        if ids is None:
+            raise DroppedSample(
+                prompt.sample_id,
+                "teacher_text",
+                "the teacher's tokenizer does not give a rollout's text back as it is.",
+            )
         features = self.policy.encode([prompt])[0]
-        return Row(self.processor.insert_text(prompt, text) if text else prompt, response_ids, features)
+        return Row(self.processor.insert_text(prompt, text) if text else prompt, ids, features)
 
     def _check_ids(self, sample_id: str, ids: Sequence[int]) -> None:
         unknown = self.policy.model.banned[torch.as_tensor(ids, device=self.policy.device)]
@@ -77,14 +93,22 @@ class ExternalTeacher:
                 "which teacher.path takes for a token of its own; the student's output has untrained rows."
             )
 
-    def fitted(self, scores: TokenScores) -> TokenScores:
-        """Scores of a row with the full distribution over the student's ids alone; the ids beyond them are banned."""
+    def fitted(self, scores: TokenScores, rollout: Rollout, row: Row, needs: ScoreNeeds) -> TokenScores:
+        """Scores of a row in the student's terms: over its ids alone (those beyond them are banned), or over its units."""
+        if self.crossing is not None:
+            assert needs.units is not None, "a method that crosses tokenizers asks for units"
+            return self.crossing.in_students_terms(scores, rollout, row.response_ids, needs.units)
         full = scores.full_logp
         return scores if full is None else dataclasses.replace(scores, full_logp=full[..., : self.vocabulary])
 
 
-def load_external(config: RunConfig, student: Policy, processor: PromptProcessor) -> ExternalTeacher:
+def load_external(
+    config: RunConfig, student: Policy, processor: PromptProcessor, crosses: bool = False
+) -> ExternalTeacher:
     """The model of `teacher.path`, checked against the student.
+
+    Args:
+        crosses: the method aligns two tokenizers, so the vocabulary may be another.
 
     Raises:
         ConfigError: no path, no such model, another vocabulary, another chat (with `teacher.chat=same`) or another end
@@ -93,7 +117,9 @@ def load_external(config: RunConfig, student: Policy, processor: PromptProcessor
     path = config.teacher.path
     if not path:
         raise ConfigError("teacher.path: teacher.weights=external needs the folder or hub id of the teacher's model.")
-    section = dataclasses.replace(config.model, path=path, freeze=["vision", "language"], gradient_checkpointing=False)
+    section = dataclasses.replace(
+        config.model, path=path, freeze=["vision", "language"], gradient_checkpointing=False, lora=LoraSection()
+    )
     try:
         policy = Policy.load(section, student.device)
         own = PromptProcessor.load(
@@ -101,11 +127,17 @@ def load_external(config: RunConfig, student: Policy, processor: PromptProcessor
         )
     except VisdError as error:
         raise ConfigError(f"teacher.path: {str(error).removeprefix('model.path: ')}") from error
+    builder, size = PromptBuilder(own, config.prompt), student.model.vocab_size
+    if crosses:
+        check_chat(processor, own, config.teacher.chat)
+        ends, banned = (student.eos_ids[0], policy.eos_ids[0]), (student.model.banned, policy.model.banned)
+        crossing = Crossing.of(processor.tokenizer, own.tokenizer, ends, *banned)
+        return ExternalTeacher(policy, builder, size, crossing)
     unknown = check_vocabulary(processor.tokenizer, own.tokenizer)
     check_chat(processor, own, config.teacher.chat)
     check_ends(student.eos_ids, policy.eos_ids)
     policy.model.banned = common_ids(student.model.banned, policy.model.vocab_size, unknown)
-    return ExternalTeacher(policy, PromptBuilder(own, config.prompt), student.model.vocab_size)
+    return ExternalTeacher(policy, builder, size)
 
 
 def check_media(teacher: ExternalTeacher, samples: Sequence[Sample]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from visd.objective.dimensions import token_dimensions
 from visd.policy.batch import Row, VisionFeatures
-from visd.types import DIMENSIONS, Prompt, RolloutGroup, TokenBatch, TokenScores, VisionInputs
+from visd.types import DIMENSIONS, Prompt, Rollout, RolloutGroup, TokenBatch, TokenScores, VisionInputs
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,12 @@ class Item:
         return self.group.advantages[self.index]
 
     @property
+    def rollout(self) -> Rollout:
+        return self.group.rollouts[self.index]
+
+    @property
     def response_ids(self) -> tuple[int, ...]:
-        return self.group.rollouts[self.index].token_ids
+        return self.rollout.token_ids
 
     def row(self, prompt: Prompt | None = None) -> Row:
         """The rollout after its own prompt, or after the teacher's."""

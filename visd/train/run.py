@@ -202,7 +202,7 @@ def set_up(config: RunConfig) -> Run:
     taught = rl and method.uses_teacher
     outside = taught and config.teacher.weights == "external"
     teacher = attached(config.teacher, backend) if taught and not outside else None
-    external = load_external(config, policy, processor) if outside else None
+    external = load_external(config, policy, processor, method.crosses_tokenizers) if outside else None
     if external is not None:
         check_media(external, samples)
     frozen = replace(config.teacher, weights="frozen")

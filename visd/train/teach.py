@@ -86,10 +86,9 @@ def external_rows(run: Run, teacher: ExternalTeacher, targets: Sequence[Target])
         sample = target.item.group.sample
         try:
             prompts[sample.id] = prompts.get(sample.id) or teacher.prompt(sample)
+            rows.append((target, teacher.row(prompts[sample.id], target.text, target.item.rollout)))
         except DroppedSample as error:
             run.drops.add(error)
-            continue
-        rows.append((target, teacher.row(prompts[sample.id], target.text, target.item.response_ids)))
     return rows
 
 
@@ -102,7 +101,11 @@ def external_scores(
     support: Sequence[Tensor] | None,
 ) -> RowScores:
     """The external teacher's pass. Every rank holds it whole, so that no rank waits for another."""
-    scores = score_rows(teacher.policy, _job(run, items, rows, needs, support), lambda _, row: teacher.fitted(row))
+
+    def fitted(index: int, scores: TokenScores) -> TokenScores:
+        return teacher.fitted(scores, items[index].rollout, rows[index], needs)
+
+    scores = score_rows(teacher.policy, _job(run, items, rows, needs, support), fitted)
     teacher.policy.forget_features()
     return {item.key: score for item, score in zip(items, scores, strict=True)}
 

@@ -141,6 +141,7 @@ def micro_step(
         needs=ScoreNeeds(
             entropy=True,
             full=taught is not None and bool(needs and needs.full),
+            log_z=taught is not None and bool(needs and needs.log_z),
             overlap_k=overlap_k(needs, run.config.teacher.overlap_k) if taught is not None else 0,
         ),
         support_ids=taught.support_ids if taught is not None else None,
@@ -172,7 +173,7 @@ def micro_step(
     run.backend.backward(loss, last=last)
 
     metrics.update(token_metrics(batch, credit, scores.student))
-    if taught is not None and needs is not None and run.config.teacher.overlap_k:
+    if taught is not None and needs is not None and needs.units is None and run.config.teacher.overlap_k:
         metrics.update(overlap_metrics(batch, scores.student, taught, needs, run.config.teacher.overlap_k))
     metrics.sum("loss", loss.item())
     metrics.mean("policy/clip_share", policy.clipped[batch.mask].float().tolist())
