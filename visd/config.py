@@ -110,6 +110,7 @@ class PromptSection:
     instruction: bool = True  # add the instruction for the answer's type to the question
     max_tokens: int = 16384  # longest prompt
     over_budget: str = "drop"  # what becomes of a longer one: drop (counted), frames (as many as fit, not below video.min_frames) or pixels (smaller frames, not below video.min_pixels)
+    layout: str = "native"  # a video is one for the model too (native), or its frames are images after their number and time (timestamped_frames)
     position_rule: str = (
         "vllm"  # Qwen2.5-VL after a video: vllm continues from the largest position + 1, transformers as its 5.19
     )
@@ -252,6 +253,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("sdpa", "eager", "flash_attention_2"),
     "prompt.over_budget": ("drop", "frames", "pixels"),
+    "prompt.layout": ("native", "timestamped_frames"),
     "prompt.position_rule": ("vllm", "transformers"),
     "prompt.video.backend": ("pyav", "decord", "torchcodec"),
     "reward.spatial_match": ("soft", "exact"),

@@ -153,7 +153,7 @@ class Prompt:
     """A question, processed once: ids, pixels, positions. Holds nothing privileged."""
 
     sample_id: str
-    text: str  # rendered chat with one placeholder a medium
+    text: str  # rendered chat with one placeholder a medium, or a frame (prompt.layout)
     input_ids: Tensor  # [P] long
     mm_token_type_ids: Tensor  # [P] int, 0 text, 1 image, 2 video
     position_ids: Tensor  # [4, P] long: text order, then t, h, w

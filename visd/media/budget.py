@@ -13,6 +13,7 @@ from qwen_vl_utils.vision_process import FRAME_FACTOR, ceil_by_factor, floor_by_
 
 from visd.config import VideoSection
 from visd.media.families.base import Family, MediumSize
+from visd.media.layout import NativeVideo
 from visd.media.video import frame_budget
 from visd.types import VisdError
 
@@ -26,7 +27,13 @@ Count = Callable[[Sequence[MediumSize]], int]
 
 
 def reduced_settings(
-    rule: str, sizes: Sequence[MediumSize], section: VideoSection, family: Family, count: Count, limit: int
+    rule: str,
+    sizes: Sequence[MediumSize],
+    section: VideoSection,
+    family: Family,
+    layout: NativeVideo,
+    count: Count,
+    limit: int,
 ) -> list[VideoSection]:
     """Settings for each medium with which the prompt has at most `limit` tokens.
 
@@ -37,13 +44,12 @@ def reduced_settings(
     Raises:
         CannotFit: the lower bound of the rule is reached.
     """
-    rules = {"frames": _fewer_frames, "pixels": _fewer_pixels}
-    return rules[rule](sizes, section, family, count, limit)
+    if rule == "frames":
+        return _fewer_frames(sizes, section, count, limit)
+    return _fewer_pixels(sizes, section, family, layout, count, limit)
 
 
-def _fewer_frames(
-    sizes: Sequence[MediumSize], section: VideoSection, family: Family, count: Count, limit: int
-) -> list[VideoSection]:
+def _fewer_frames(sizes: Sequence[MediumSize], section: VideoSection, count: Count, limit: int) -> list[VideoSection]:
     """The most frames that fit, over all videos in proportion; frames keep their size."""
     longest = max((len(size.times) for size in sizes if size.kind == "video"), default=0)
     if not longest:
@@ -84,15 +90,21 @@ def _same_size(section: VideoSection, frames: int) -> int:
 
 
 def _fewer_pixels(
-    sizes: Sequence[MediumSize], section: VideoSection, family: Family, count: Count, limit: int
+    sizes: Sequence[MediumSize],
+    section: VideoSection,
+    family: Family,
+    layout: NativeVideo,
+    count: Count,
+    limit: int,
 ) -> list[VideoSection]:
     """The most tokens a frame, the same for all media, with which all of them fit."""
     if not sizes:
         raise CannotFit("and has no media to make smaller; raise the limit")
     if section.min_pixels >= section.max_pixels:
         raise CannotFit("and frames of one size only; take prompt.over_budget=frames, or raise the limit")
-    held = [family.visual_tokens(size) for size in sizes]
-    parts = [family.cells(len(size.times)) for size in sizes]
+    shown = [layout.sizes(size) for size in sizes]
+    held = [sum(family.visual_tokens(part) for part in of) for of in shown]
+    parts = [sum(family.cells(len(part.times)) for part in of) for of in shown]
     text = count(sizes) - sum(held)
 
     def total(tokens: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 from visd.config import FramesSection, PromptSection, VideoSection
 from visd.media.budget import CannotFit, reduced_settings
 from visd.media.cache import FrameCache
-from visd.media.chat import PLACEHOLDER, check_media, conversation, find_suffix
+from visd.media.chat import PLACEHOLDER, check_media, find_suffix
 from visd.media.errors import DecodeError
 from visd.media.families import family_from_config
 from visd.media.families.base import Family, MediumSize
+from visd.media.layout import LAYOUTS
 from visd.media.video import DecodeCounter
 from visd.types import DroppedSample, Frames, Media, Message, Prompt, VisdError
 
@@ -36,6 +38,7 @@ class PromptProcessor:
         self.tokenizer: Any = hf.tokenizer if family.has_media else hf
         self._hf = hf
         self._frames = frames
+        self._layout = LAYOUTS[section.layout]
         self.counters = frames.counters if frames is not None else DecodeCounter()  # of this process, so far
         self._suffix = find_suffix(hf)
         self._suffix_ids: list[int] = self.tokenizer(self._suffix, add_special_tokens=False)["input_ids"]
@@ -84,10 +87,14 @@ class PromptProcessor:
         """Where this processor's frames are; None for a text-only model."""
         return self._frames
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """A chat as the model's template writes it, the assistant's turn opened, with one placeholder a medium."""
-        chat = self._hf.apply_chat_template(conversation(messages), tokenize=False, add_generation_prompt=True)
-        return str(chat)
+    def render(self, messages: Sequence[Message], sizes: Sequence[MediumSize] = ()) -> str:
+        """A chat as the model's template writes it, the assistant's turn opened, with placeholders for its media.
+
+        Args:
+            sizes: of the chat's media.
+        """
+        chat = self._layout.chat(messages, sizes)
+        return str(self._hf.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
 
     def prefetch(self, media: Iterable[Media]) -> None:
         """Have media decoded that `process` will need next."""
@@ -112,12 +119,11 @@ class PromptProcessor:
         """
         self._check(sample_id, messages, media)
         decoded = [self._decode(sample_id, item) for item in media]
-        text = self.render(messages)
-        tokens, reduced = self._count(text, _sizes(media, decoded)), ""
+        tokens, reduced = self._count(messages, _sizes(media, decoded)), ""
         if tokens > self.section.max_tokens:
-            decoded, tokens = self._reduced(sample_id, text, media, decoded, tokens)
+            decoded, tokens = self._reduced(sample_id, messages, media, decoded, tokens)
             reduced = self.section.over_budget
-        prompt = self._tensors(sample_id, text, media, decoded)
+        prompt = self._tensors(sample_id, messages, media, decoded)
         if len(prompt) != tokens:
             raise VisdError(
                 f"sample {sample_id!r}: its prompt was counted as {tokens} tokens and has {len(prompt)}; "
@@ -159,11 +165,18 @@ class PromptProcessor:
                     sample_id, "reserved_token", f"its text spells out the special token {found[0]!r}; remove it."
                 )
 
-    def _count(self, text: str, sizes: Sequence[MediumSize]) -> int:
-        return self.family.prompt_tokens(text, sizes, self.tokenizer)
+    def _count(self, messages: Sequence[Message], sizes: Sequence[MediumSize]) -> int:
+        """Tokens of the prompt, by the sizes of the sample's media."""
+        shown = [part for size in sizes for part in self._layout.sizes(size)]
+        return self.family.prompt_tokens(self.render(messages, sizes), shown, self.tokenizer)
 
     def _reduced(
-        self, sample_id: str, text: str, media: Sequence[Media], decoded: Sequence[Frames], tokens: int
+        self,
+        sample_id: str,
+        messages: Sequence[Message],
+        media: Sequence[Media],
+        decoded: Sequence[Frames],
+        tokens: int,
     ) -> tuple[list[Frames], int]:
         """Frames by the rule `prompt.over_budget` with which the prompt fits, and its tokens."""
         sizes, limit, rule = _sizes(media, decoded), self.section.max_tokens, self.section.over_budget
@@ -176,12 +189,12 @@ class PromptProcessor:
             try:
                 section = self.family.sizes(self.section.video)
                 settings = reduced_settings(
-                    rule, sizes, section, self.family, lambda changed: self._count(text, changed), target
+                    rule, sizes, section, self.family, self._layout, partial(self._count, messages), target
                 )
             except CannotFit as error:
                 raise DroppedSample(sample_id, "prompt_too_long", f"{said}, {error}.") from None
             frames = [self._decode(sample_id, item, own) for item, own in zip(media, settings, strict=True)]
-            tokens = self._count(text, _sizes(media, frames))
+            tokens = self._count(messages, _sizes(media, frames))
             # Times between known frames were guessed: where a file's rate varies, a timestamp may take a digit more.
             target -= max(0, tokens - limit)
         return frames, tokens
@@ -193,8 +206,16 @@ class PromptProcessor:
         except DecodeError as error:
             raise DroppedSample(sample_id, error.reason, f"{media.kind} {error}") from error
 
-    def _tensors(self, sample_id: str, text: str, media: Sequence[Media], decoded: Sequence[Frames]) -> Prompt:
-        ids, types, vision = self.family.process(self._hf, text, media, decoded)
+    def _tensors(
+        self, sample_id: str, messages: Sequence[Message], media: Sequence[Media], decoded: Sequence[Frames]
+    ) -> Prompt:
+        text = self.render(messages, _sizes(media, decoded))
+        pairs = [
+            pair for medium, frames in zip(media, decoded, strict=True) for pair in self._layout.media(medium, frames)
+        ]
+        ids, types, vision = self.family.process(
+            self._hf, text, [medium for medium, _ in pairs], [frames for _, frames in pairs]
+        )
         suffix_start = len(ids) - len(self._suffix_ids)
         if not text.endswith(self._suffix) or ids[suffix_start:].tolist() != self._suffix_ids:
             raise VisdError(
