@@ -131,6 +131,24 @@ def test_sign_and_range_hold_for_every_input(
     assert torch.equal(mixed_advantages(a, weight, 0.0)[0], a[:, None].expand_as(weight))
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.permutations(range(4)), st.integers(0, 10_000), st.floats(0.01, 0.9))
+def test_the_order_of_rollouts_changes_nothing(order: list[int], seed: int, eps: float) -> None:
+    numbers = torch.Generator().manual_seed(seed)
+    ratio, rewards = torch.randn(4, 6, generator=numbers), torch.rand(4, generator=numbers).tolist()
+    judged = torch.rand(4, 4, generator=numbers)
+    dims = torch.randint(0, 4, (4, 6), generator=numbers)
+    mask = torch.arange(6)[None] < torch.tensor([6, 3, 5, 1])[:, None]
+
+    def credit(rows: list[int]) -> Tensor:
+        a = torch.tensor(group_advantages([rewards[row] for row in rows], ObjectiveSection()))
+        g = dimension_weight(judged[rows], dims[rows], mask[rows], a, 1.0)
+        weight = (evidence_weight(ratio[rows], a, eps).value * g).clamp(1 - eps, 1 + eps)
+        return mixed_advantages(a, weight, 0.7)[0]
+
+    torch.testing.assert_close(credit(order), credit([0, 1, 2, 3])[order], atol=1e-6, rtol=1e-6)
+
+
 def test_dimension_weight_by_hand() -> None:
     """Right answer, wrong time: a rewarded rollout is credited for the answer, a punished one blamed for the time."""
     judged = torch.tensor([[1.0, math.nan, 0.0, math.nan]])

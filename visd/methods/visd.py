@@ -19,14 +19,16 @@ from the published lam 0.5 and eps 0.2 there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from visd.config import ConfigError
 from visd.methods.base import Method, Scores
+from visd.methods.controls import CONTROLS, Feedback, random_weights, shuffled_feedback
 from visd.objective.credit import (
     annealed,
     dimension_weight,
@@ -53,8 +55,12 @@ class VISD(Method):
     gamma: float = 0.0  # share of the full-vocabulary ratio beside the restricted one
     dimension_strength: float = 1.0  # difference of the weights of judge scores 1 and 0; 0 switches g off
     feedback: bool = True  # ask the judge and show its feedback to the teacher
+    control: str = "none"  # to compare with: none, shuffled_feedback (the teacher reads another sample's), random_weights (a rollout's weights on other tokens of it)
 
     def __post_init__(self) -> None:
+        self._shuffled: Feedback = {}
+        if self.control not in CONTROLS:
+            raise ConfigError(f"method.control: {self.control!r} is not one of {', '.join(CONTROLS)}.")
         if not 0 <= self.eps < 1:
             raise ConfigError(f"method.eps: {self.eps} must lie in [0, 1), or a weight could lose its sign.")
         if not 0 <= self.lam <= 1:
@@ -72,9 +78,14 @@ class VISD(Method):
     def needs(self, step: int) -> ScoreNeeds | None:
         return ScoreNeeds(sampled=True, top_k=self.top_k) if self.active(step) else None
 
+    def prepare(self, groups: Sequence[RolloutGroup], services: Any) -> None:
+        self._shuffled = shuffled_feedback(groups) if self.control == "shuffled_feedback" else {}
+
     def context(self, group: RolloutGroup, index: int) -> PrivilegedContext | None:
         report = group.reports[index] if group.reports else None
         feedback = report.feedback if report is not None and report.usable and self.feedback else None
+        if self.control == "shuffled_feedback" and self.feedback:
+            feedback = self._shuffled.get((group.sample.id, index))
         return verified(group.sample, feedback)
 
     def advantages(self, batch: TokenBatch, scores: Scores, step: int) -> TokenCredit:
@@ -87,6 +98,8 @@ class VISD(Method):
             weight = weight * dimension_weight(
                 batch.dimension_scores, batch.dimensions, batch.mask, batch.advantages, self.dimension_strength
             )
+        if self.control == "random_weights":
+            weight = random_weights(weight, batch)
         bounded = weight.clamp(1 - self.eps, 1 + self.eps)
         advantages, multiplier = mixed_advantages(batch.advantages, bounded, self.lam_at(step))
         return TokenCredit(advantages, multiplier, log_ratio, evidence.clipped | (bounded != weight))
