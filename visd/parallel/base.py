@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visd.types import VisdError
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -116,6 +118,28 @@ class Backend(ABC):
 
     @abstractmethod
     def barrier(self) -> None: ...
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Where one rank fails inside, all do: none waits in a later collective for a rank that has gone.
+
+        All ranks enter and leave it equally often; what is inside makes no collective calls.
+
+        Raises:
+            VisdError: another rank failed; says which and why. A rank's own error is raised as it is.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        if not self.all_reduce(torch.tensor(float(failure is not None)), "max").item():
+            return
+        said = self.all_gather_object(None if failure is None else f"{type(failure).__name__}: {failure}")
+        if failure is not None:
+            raise failure
+        rank, why = next((rank, why) for rank, why in enumerate(said) if why is not None)
+        raise VisdError(f"process {rank} stopped, and so do the others: {why}")
 
     @abstractmethod
     def close(self) -> None:

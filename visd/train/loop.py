@@ -36,7 +36,7 @@ def train(run: Run) -> None:
         early = judge if run.config.objective.dynamic_sampling == "off" else None
         groups = rewarded_rollouts(run, step, early, pairs)
         groups, left_out = varied_groups(run, groups, step, partial(rewarded_rollouts, run, step, None))
-        with run.timer.phase("judge"):
+        with run.backend.together(), run.timer.phase("judge"):
             groups = with_reports(judge, groups)
         groups = [with_advantages(run, group) for group in groups]
         with run.timer.phase("prepare"):
@@ -69,7 +69,7 @@ def rewarded_rollouts(
     """Rollouts of some prompts with their verifiable rewards."""
     with run.timer.phase("rollout"):
         groups = sample_rollouts(run, pairs, step, judge)
-    with run.timer.phase("reward"):
+    with run.backend.together(), run.timer.phase("reward"):
         return [with_rewards(run, group, step) for group in groups]
 
 

@@ -56,10 +56,26 @@ class Drops:
             return
         self.by_id[error.sample_id] = error.reason
         log.warning("dropped %s (%s)", error, error.reason)
-        if len(self.by_id) > self.max_share * self.samples:
+        self._check(self.by_id, f"the last was {error}")
+
+    def check_all(self, backend: Backend) -> None:
+        """Hold the cap for what all ranks dropped together. All ranks call it.
+
+        Raises:
+            VisdError: as `add`, on every rank.
+        """
+        count = backend.all_reduce(torch.tensor(float(len(self.by_id))))
+        if count.item() > self.max_share * self.samples:  # or less: a sample may have been dropped by several ranks
+            everywhere: dict[str, str] = {}
+            for by_id in backend.all_gather_object(self.by_id):
+                everywhere |= by_id
+            self._check(everywhere, f"some of them were {', '.join(sorted(everywhere)[:3])}")
+
+    def _check(self, by_id: dict[str, str], which: str) -> None:
+        if len(by_id) > self.max_share * self.samples:
             raise VisdError(
-                f"{len(self.by_id)} of {self.samples} samples were dropped ({_counts(self.reasons)}), more than "
-                f"data.max_dropped = {self.max_share:g} allows; the last was {error}. Repair the data or raise the cap."
+                f"{len(by_id)} of {self.samples} samples were dropped ({_counts(Counter(by_id.values()))}), more than "
+                f"data.max_dropped = {self.max_share:g} allows; {which}. Repair the data or raise the cap."
             )
 
 
@@ -115,15 +131,21 @@ class Run:
         return Sampling(r.n, r.temperature, r.top_p, r.top_k, r.max_new_tokens)
 
     def step_prompts(self, step: int) -> list[tuple[Sample, Prompt]]:
-        """This rank's samples of a step, with their prompts; media of the step after it are decoded meanwhile."""
+        """This rank's samples of a step, with their prompts; media of the step after it are decoded meanwhile.
+
+        All ranks call it.
+        """
         rank, ranks = self.backend.rank, self.backend.world_size
         samples, following = self.sampler.local(step, rank, ranks), self.sampler.local(step + 1, rank, ranks)
         with self.timer.phase("prompts"):
-            questions = [sample.question() for sample in [*samples, *following]]
-            self.builder.prefetch(questions)
-            if self.external is not None:
-                self.external.builder.prefetch(questions)
-            return self.prompts(samples)
+            with self.backend.together():
+                questions = [sample.question() for sample in [*samples, *following]]
+                self.builder.prefetch(questions)
+                if self.external is not None:
+                    self.external.builder.prefetch(questions)
+                pairs = self.prompts(samples)
+            self.drops.check_all(self.backend)
+        return pairs
 
     def prompts(self, samples: Sequence[Sample]) -> list[tuple[Sample, Prompt]]:
         """Samples with their prompts; one that cannot be used is counted and left out."""
