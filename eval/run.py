@@ -1,6 +1,7 @@
 """Evaluate a checkpoint on a manifest.
 
     python -m eval.run model=outputs/demo/checkpoints/step_000060/model data=test.jsonl root=outputs/demo/world out=outputs/eval
+    python -m eval.run model=outputs/demo/model benchmark=videomme root=data/videomme out=outputs/videomme     (`eval.bench`)
 
 `out` then holds `results.json` and `samples.jsonl`. Started again, it asks only the questions that have no answer yet.
 """
@@ -20,6 +21,7 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from eval import bench
 from eval.results import QuestionResult, question_from, summarise, to_line
 from eval.runner import Asking, ask
 from eval.table import result_table
@@ -174,8 +176,12 @@ def run(config: EvalConfig) -> None:
 
 
 def main() -> None:
+    arguments = sys.argv[1:]
     try:
-        run(parse(sys.argv[1:]))
+        if any(argument.startswith("benchmark=") for argument in arguments):
+            bench.run(bench.parse(arguments))
+        else:
+            run(parse(arguments))
     except VisdError as error:
         sys.exit(f"error: {error}")
 

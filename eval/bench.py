@@ -1,0 +1,357 @@
+"""Run a benchmark: `python -m eval.run model=MODEL benchmark=videomme root=FOLDER out=OUT`.
+
+`out` then holds `samples.jsonl` (one line a question), `results.json`, `report.md` and `report.html`. Started again, it
+asks only what has no answer yet. `shard=0/4` ... `shard=3/4` divide the questions among four processes with one `out`;
+whichever ends last writes the results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from typing import Protocol as Interface
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from eval import benchmarks
+from eval.answers import Reading
+from eval.answers import read as read_answer
+from eval.bench_report import write_reports
+from eval.bench_results import Answered, Record, record_from, summarise, to_line
+from eval.benchmarks.base import Benchmark, Item, Protocol, Seen
+from eval.metrics import majority
+from visd.config import ConfigError, FramesSection, ModelSection, PromptSection, VideoSection
+from visd.observe.console import Progress
+from visd.observe.files import read_jsonl, write_atomic
+from visd.rollout.base import RolloutEngine, Sampling
+from visd.seeding import derive_seed
+from visd.types import DroppedSample, Prompt, Question, Rollout, VisdError
+
+BOX_UNITS = ("pixels", "thousand", "one")
+PACKAGES = ("visd", "torch", "transformers", "qwen-vl-utils", "av")
+"""Whose versions are written into the results."""
+
+
+class Builder(Interface):
+    """`visd.data.prompts.PromptBuilder`."""
+
+    def build(self, question: Question) -> Prompt: ...
+
+    def prefetch(self, questions: Iterable[Question]) -> None: ...
+
+
+@dataclass
+class BenchConfig:
+    """One benchmark run; every field is a `key=value` argument."""
+
+    model: str = "???"  # Hugging Face folder or hub id
+    benchmark: str = "???"  # name of a file of eval/benchmarks
+    root: str = "???"  # local copy of the benchmark, in its published layout
+    out: str = "???"  # folder for the results
+    protocol: str = "official"  # official, video_r1_16 or open_o3
+    samples: int = 1  # answers a question; above 1 they are sampled
+    temperature: float = -1.0  # of sampled answers; negative: the protocol's, or 1 where that is greedy
+    max_new_tokens: int = 0  # 0: the protocol's
+    video: dict[str, float] = field(default_factory=dict)  # fields of prompt.video that differ from the protocol's
+    limit: int = 0  # only the first questions; 0 takes all
+    box_unit: str = "pixels"  # of the model's boxes: pixels of its frames (Qwen2.5-VL), thousand (Qwen3-VL) or one
+    shard: str = "0/1"  # this process's share: index/count
+    batch_prompts: int = 16  # questions generated together
+    seed: int = 0  # of sampled tokens and intervals
+    max_prompt_tokens: int = 32768  # longer prompts are dropped and count as wrong
+    dtype: str = "auto"  # as model.dtype
+    attention: str = "sdpa"  # as model.attention
+    threads: int = 0  # CPU threads; 0 leaves torch's default
+    frames: FramesSection = field(default_factory=lambda: FramesSection(cache_mb=256))  # as data.frames
+
+
+def parse(arguments: list[str]) -> BenchConfig:
+    """Arguments to a checked configuration.
+
+    Raises:
+        ConfigError: an unknown field, a wrong type, a missing value or a value outside its choices.
+    """
+    try:
+        given = OmegaConf.from_dotlist(arguments)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BenchConfig), given))
+    except OmegaConfBaseException as error:
+        name = getattr(error, "full_key", None)
+        raise ConfigError(f"{name or 'arguments'}: {str(error).splitlines()[0].rstrip('.')}.") from None
+    assert isinstance(config, BenchConfig)
+    benchmark = benchmarks.load(config.benchmark)
+    if config.protocol not in benchmark.protocols:
+        raise ConfigError(f"protocol: {config.protocol!r} is not one of {', '.join(benchmark.protocols)}.")
+    if config.box_unit not in BOX_UNITS:
+        raise ConfigError(f"box_unit: {config.box_unit!r} is not one of {', '.join(BOX_UNITS)}.")
+    if config.samples < 1:
+        raise ConfigError("samples: must be at least 1.")
+    index, count = share(config.shard)
+    if not 0 <= index < count:
+        raise ConfigError(f"shard: {config.shard!r} is no index/count with 0 <= index < count.")
+    return config
+
+
+def share(shard: str) -> tuple[int, int]:
+    """Index and count of a shard.
+
+    Raises:
+        ConfigError: it is not `index/count`.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if match is None:
+        raise ConfigError(f"shard: {shard!r} is not index/count, for example 0/4.")
+    return int(match[1]), int(match[2])
+
+
+def load_items(benchmark: Benchmark, root: Path, limit: int = 0) -> list[Item]:
+    """The benchmark's questions.
+
+    Raises:
+        VisdError: a file is missing or malformed, or an id stands twice.
+    """
+    items = benchmark.read(root)
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise VisdError(f"{benchmark.name}: question {item.id!r} stands twice below {root}; remove one file.")
+        seen.add(item.id)
+    return items[:limit] if limit else items
+
+
+def decoding(config: BenchConfig, protocol: Protocol) -> Sampling:
+    """How tokens are drawn: as the protocol says, or several sampled answers."""
+    temperature = config.temperature if config.temperature >= 0 else protocol.temperature
+    if config.samples > 1 and temperature == 0:
+        temperature = 1.0
+    tokens = config.max_new_tokens or protocol.max_new_tokens
+    greedy = temperature == 0
+    return Sampling(config.samples, 1.0 if greedy else temperature, protocol.top_p, 0, tokens, greedy)
+
+
+def prompt_section(config: BenchConfig, protocol: Protocol) -> PromptSection:
+    """Frames, pixels and system message of a protocol."""
+    known = {f.name for f in dataclasses.fields(VideoSection)}
+    values: dict[str, Any] = {**protocol.video, **config.video}
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"video.{name}: is no field of prompt.video; it has {', '.join(sorted(known))}.")
+    whole = {"min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels"}
+    video = VideoSection(**{name: int(v) if name in whole else v for name, v in values.items()})
+    return PromptSection(protocol.system, False, config.max_prompt_tokens, video=video)
+
+
+def prompt_hash(items: Sequence[Item], protocol: Protocol) -> str:
+    """Of the system message and every prompt's text: two scores are of the same questions where it is the same."""
+    digest = hashlib.sha256(protocol.system.encode())
+    for item in items:
+        digest.update(json.dumps([item.id, protocol.text(item)], ensure_ascii=False).encode())
+    return digest.hexdigest()[:16]
+
+
+def answer_items(
+    engine: RolloutEngine,
+    builder: Builder,
+    items: Sequence[Item],
+    benchmark: Benchmark,
+    protocol: Protocol,
+    config: BenchConfig,
+    pixel_factor: int = 28,
+    forget: Any = None,
+) -> Iterator[Record]:
+    """One record an item, in order."""
+    sampling = decoding(config, protocol)
+    for start in range(0, len(items), config.batch_prompts):
+        batch = items[start : start + config.batch_prompts]
+        following = items[start : start + 2 * config.batch_prompts]
+        builder.prefetch(protocol.asked(item) for item in following)
+        built: dict[str, Prompt] = {}
+        drops: dict[str, DroppedSample] = {}
+        for item in batch:
+            try:
+                built[item.id] = builder.build(protocol.asked(item))
+            except DroppedSample as drop:
+                drops[item.id] = drop
+        seeds = [[derive_seed("bench", config.seed, name, g) for g in range(sampling.n)] for name in built]
+        answers = engine.generate(list(built.values()), sampling, seeds, policy_version=0) if built else []
+        rollouts = dict(zip(built, answers, strict=True))
+        for item in batch:
+            if item.id in drops:
+                yield _dropped(item, benchmark, drops[item.id], sampling.n)
+            else:
+                seen = Seen(frame_size(built[item.id], pixel_factor), config.box_unit)
+                yield scored(item, benchmark, [answered(item, benchmark, r, seen) for r in rollouts[item.id]], seen)
+        if forget is not None:
+            forget()
+
+
+def frame_size(prompt: Prompt, pixel_factor: int) -> tuple[int, int] | None:
+    """Width and height of the first video's frames, as the model saw them; None without a video."""
+    grid = prompt.vision.video_grid_thw
+    if grid is None:
+        return None
+    _, rows, columns = grid[0].tolist()
+    return int(columns) * pixel_factor // 2, int(rows) * pixel_factor // 2
+
+
+def answered(item: Item, benchmark: Benchmark, rollout: Rollout, seen: Seen) -> Answered:
+    """A rollout, read and scored."""
+    return answer_of(item, benchmark, rollout.text, rollout.stop_reason == "length", len(rollout.token_ids), seen)
+
+
+def answer_of(item: Item, benchmark: Benchmark, text: str, truncated: bool, tokens: int, seen: Seen) -> Answered:
+    """A response, read and scored."""
+    reading = read_answer(text, item.kind, item.options, truncated)
+    return Answered(text, truncated, tokens, reading.status, plain(reading.value), benchmark.score(item, reading, seen))
+
+
+def scored(item: Item, benchmark: Benchmark, answers: list[Answered], seen: Seen) -> Record:
+    """A question with its answers and, of several, their vote."""
+    vote = None
+    if len(answers) > 1 and item.kind in ("letter", "number", "yes_no", "math"):
+        value = majority([answer.value for answer in answers])
+        vote = benchmark.score(item, Reading(value, "plain" if value is not None else "empty", None), seen)
+    return Record(item.id, item.unit or item.id, dict(item.categories), plain(item.truth), answers, vote)
+
+
+def _dropped(item: Item, benchmark: Benchmark, drop: DroppedSample, n: int) -> Record:
+    nothing = Answered("", False, 0, "dropped", None, benchmark.score(item, Reading(None, "empty", None), Seen()))
+    record = scored(item, benchmark, [nothing] * n, Seen())
+    return dataclasses.replace(record, dropped=drop.reason, message=str(drop))
+
+
+def plain(value: Any) -> Any:
+    """A reading as JSON has it: lists for tuples, texts for keys."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+# -------------------------------------------------------------------------------------------------------- files
+
+
+def fingerprint(config: BenchConfig, hash_of_prompts: str) -> str:
+    """Changes with everything that may change an answer or its score."""
+    names = ("out", "shard", "threads", "batch_prompts", "frames", "limit")
+    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in names}
+    weights = sorted(Path(config.model).glob("*.safetensors"))
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
+    return hashlib.sha256(json.dumps([fields, hash_of_prompts, stats], sort_keys=True).encode()).hexdigest()
+
+
+def shard_file(out: Path, shard: str) -> Path:
+    index, count = share(shard)
+    return out / ("samples.jsonl" if count == 1 else f"samples-{index:05d}-of-{count:05d}.jsonl")
+
+
+def load_records(path: Path) -> list[Record]:
+    return [record_from(fields, str(path)) for fields in read_jsonl(path)] if path.exists() else []
+
+
+def finished(out: Path, shard: str, mark: str) -> list[Record]:
+    """What this shard has already answered.
+
+    Raises:
+        VisdError: the folder holds another run's answers.
+    """
+    path, marked = shard_file(out, shard), out / "fingerprint"
+    if marked.exists() and marked.read_text(encoding="utf-8") != mark:
+        raise VisdError(f"out: {out} holds answers of another model, benchmark or settings; name another folder.")
+    write_atomic(marked, mark)
+    records = load_records(path)
+    write_atomic(path, "".join(to_line(record) + "\n" for record in records))
+    return records
+
+
+def run(config: BenchConfig) -> None:
+    """Answer this shard's questions; with the last shard, write the results."""
+    benchmark = benchmarks.load(config.benchmark)
+    protocol, out, root = benchmark.protocols[config.protocol], Path(config.out), Path(config.root)
+    items = load_items(benchmark, root, config.limit)
+    section, hashed = prompt_section(config, protocol), prompt_hash(items, protocol)
+    records = finished(out, config.shard, fingerprint(config, hashed))
+    index, count = share(config.shard)
+    done = {record.id for record in records}
+    waiting = [item for item in items[index::count] if item.id not in done]
+    if waiting:
+        _answer(config, benchmark, protocol, section, waiting, len(done))
+    records = [r for i in range(count) for r in load_records(shard_file(out, f"{i}/{count}"))]
+    missing = len({item.id for item in items} - {record.id for record in records})
+    if missing:
+        print(f"{missing} of {len(items)} questions are not answered yet: other shards are to come.", file=sys.stderr)
+        return
+    order = {item.id: i for i, item in enumerate(items)}
+    records = sorted((r for r in records if r.id in order), key=lambda r: order[r.id])
+    if count > 1:
+        write_atomic(out / "samples.jsonl", "".join(to_line(record) + "\n" for record in records))
+    write_results(out, config, benchmark, protocol, section, hashed, records)
+
+
+def _answer(
+    config: BenchConfig, benchmark: Benchmark, protocol: Protocol, section: PromptSection, items: list[Item], done: int
+) -> None:
+    import torch
+
+    from visd.data.prompts import PromptBuilder
+    from visd.media.processor import PromptProcessor
+    from visd.policy.policy import Policy
+    from visd.rollout.transformers_engine import TransformersEngine
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    policy = Policy.load(ModelSection(path=config.model, dtype=config.dtype, attention=config.attention), device)
+    processor = PromptProcessor.load(config.model, section, Path(config.root), config.frames)
+    engine = TransformersEngine(policy, processor.tokenizer)
+    builder = PromptBuilder(processor, section)
+    factor = processor.family.pixel_factor if processor.family.has_media else 28
+    answers = answer_items(engine, builder, items, benchmark, protocol, config, factor, policy.forget_features)
+    progress = Progress(benchmark.name, done + len(items), done, unit="question")
+    with shard_file(Path(config.out), config.shard).open("a", encoding="utf-8") as handle:
+        for record in answers:
+            handle.write(to_line(record) + "\n")
+            handle.flush()
+            progress.advance()
+    progress.close()
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what is answered."""
+    installed = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
+    return {name: installed.get(name, "not installed") for name in PACKAGES}
+
+
+def write_results(
+    out: Path, config: BenchConfig, benchmark: Benchmark, protocol: Protocol, section: PromptSection, hashed: str,
+    records: Sequence[Record],
+) -> None:  # fmt: skip
+    """`results.json` and the reports."""
+    changed = [name for name in ("video", "max_new_tokens", "limit") if getattr(config, name)]
+    document = {
+        "benchmark": benchmark.name,
+        "title": benchmark.title,
+        "split": benchmark.split,
+        "headline": benchmark.headline,
+        "protocol": {
+            "name": config.protocol,
+            "changed": changed,
+            **dataclasses.asdict(protocol),
+            "decoding": dataclasses.asdict(decoding(config, protocol)),
+            "prompt": dataclasses.asdict(section),
+        },
+        "prompt_hash": hashed,
+        "notes": list(benchmark.notes),
+        "versions": versions(),
+        "settings": dataclasses.asdict(config),
+        "result": dataclasses.asdict(summarise(records, benchmark, config.seed)),
+    }
+    write_atomic(out / "results.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    print(write_reports(out, document))

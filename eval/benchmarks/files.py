@@ -1,0 +1,130 @@
+"""Reading a benchmark's files. What is missing or malformed is named, with what to download."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from visd.types import VisdError
+
+_LABEL = re.compile(r"^\s*[(\[]?([A-Z])[)\].:]\s*")
+
+
+class Source:
+    """The local copy of a benchmark."""
+
+    def __init__(self, root: Path, hub: str, needs: str):
+        self.root, self.hub, self.needs = root, hub, needs
+
+    def path(self, *names: str) -> Path:
+        """The first of several files that is there.
+
+        Raises:
+            VisdError: none is; says what to download and where to put it.
+        """
+        for name in names:
+            if found := sorted(self.root.glob(name)):
+                return found[0]
+        wanted = " or ".join(names)
+        raise VisdError(f"root: {self.root} holds no {wanted}. Download {self.hub} and put it there: {self.needs}")
+
+    def paths(self, pattern: str) -> list[Path]:
+        """All files of a pattern, at least one."""
+        self.path(pattern)
+        return sorted(self.root.glob(pattern))
+
+    def rows(self, *names: str) -> list[dict[str, Any]]:
+        """Records of a JSON list, a JSONL, CSV or Parquet file."""
+        path = self.path(*names)
+        return read_rows(path)
+
+    def json(self, *names: str) -> Any:
+        path = self.path(*names)
+        return _json(path, _text(path))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Records of a file, by its suffix.
+
+    Raises:
+        VisdError: it cannot be read as that.
+    """
+    if path.suffix == ".parquet":
+        return _parquet(path)
+    text = _text(path)
+    if path.suffix == ".csv":
+        return list(csv.DictReader(text.splitlines()))
+    if path.suffix == ".jsonl":
+        rows = [_json(path, line, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    else:
+        rows = _json(path, text)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise VisdError(f"{path}: must hold a list of objects; download the file again.")
+    return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VisdError(f"{path}: cannot be read as UTF-8 text ({error}); download the file again.") from error
+
+
+def _json(path: Path, text: str, line: int = 0) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{path}:{line}" if line else str(path)
+        raise VisdError(f"{where}: is not JSON ({error}); download the file again.") from error
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow.parquet as parquet
+    except ModuleNotFoundError as error:
+        raise VisdError(f"{path}: reading Parquet needs pyarrow; install visd[eval].") from error
+    try:
+        rows: list[dict[str, Any]] = parquet.ParquetFile(path).read().to_pylist()
+    except (OSError, ValueError) as error:
+        raise VisdError(f"{path}: is no Parquet file ({error}); download the file again.") from error
+    return rows
+
+
+def field(row: dict[str, Any], name: str, where: str) -> Any:
+    """A field that a row must have.
+
+    Raises:
+        VisdError: it has not.
+    """
+    if name not in row:
+        raise VisdError(f"{where}: field {name!r} is missing (there are {', '.join(row)}); is this the published file?")
+    return row[name]
+
+
+def without_letters(options: Iterable[Any]) -> tuple[str, ...]:
+    """Options without their `A. ` or `(A) `, where all are labelled in order."""
+    texts = [str(option) for option in options]
+    labels = [match[1] if (match := _LABEL.match(text)) else None for text in texts]
+    if labels == [chr(ord("A") + i) for i in range(len(texts))]:
+        return tuple(_LABEL.sub("", text, count=1).strip() for text in texts)
+    return tuple(text.strip() for text in texts)
+
+
+def letter_of(answer: Any, options: tuple[str, ...], where: str) -> str:
+    """The letter of a true answer given as letter, labelled option, or an option's own text.
+
+    Raises:
+        VisdError: it is none of the options.
+    """
+    text = str(answer).strip()
+    if len(text) == 1 and ord(text.upper()) - ord("A") in range(len(options)):
+        return text.upper()
+    bare = [option.strip().rstrip(".") for option in options]
+    for candidate in (text, _LABEL.sub("", text, count=1)):
+        if candidate.strip().rstrip(".") in bare:
+            return chr(ord("A") + bare.index(candidate.strip().rstrip(".")))
+    raise VisdError(f"{where}: the answer {text!r} is none of the options {list(options)}.")

@@ -1,0 +1,50 @@
+"""LongVideoBench (arXiv 2407.15754), validation set, without subtitles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eval.benchmarks.base import LETTERS, Benchmark, Item, Mean, Protocol, media_path, right
+from eval.benchmarks.files import Source, field
+from eval.benchmarks.protocols import LETTER_ONLY, QWEN_VIDEO, with_presets
+
+HUB = "longvideobench/LongVideoBench"
+NEEDS = "lvb_val.json and the unpacked videos below videos/"
+
+
+def read(root: Path) -> list[Item]:
+    source = Source(root, HUB, NEEDS)
+    items = []
+    for row in source.rows("lvb_val.json"):
+        name = str(field(row, "id", HUB))
+        options = tuple(str(option) for option in field(row, "candidates", name))
+        items.append(
+            Item(
+                id=name,
+                question=field(row, "question", name),
+                kind="letter",
+                truth=LETTERS[int(field(row, "correct_choice", name))],
+                options=options,
+                media=media_path("videos", str(field(row, "video_path", name))),
+                categories={key: str(row[key]) for key in ("duration_group", "question_category") if key in row},
+                unit=str(row.get("video_id", name)),
+            )
+        )
+    return items
+
+
+BENCHMARK = Benchmark(
+    name="longvideobench",
+    title="LongVideoBench, without subtitles",
+    split="validation",
+    hub=HUB,
+    needs=NEEDS,
+    read=read,
+    score=right,
+    means={"accuracy": Mean("accuracy")},
+    headline="accuracy",
+    protocols=with_presets(
+        Protocol(source="letter prompt; Qwen2.5-VL's sampling", templates={"*": LETTER_ONLY}, video=QWEN_VIDEO)
+    ),
+    notes=("an unreadable answer is wrong; the published code draws a letter at random",),
+)
