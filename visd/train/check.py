@@ -4,59 +4,32 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from visd.config import RunConfig
+from visd.train.forecast import GIB, Counts, Forecast, forecast_of
 from visd.train.run import Run, load_samples
 from visd.types import DroppedSample, Sample
 
-GIB = 2**30
 AHEAD = 32
 """Samples whose media are decoded together."""
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """Bytes a process needs before activations."""
-
-    weights: float
-    gradients: float
-    optimizer: float  # AdamW's two moments, and the fp32 master copy where weights are bfloat16
-    teacher: float  # average or copy, whose start lies in CPU memory; or an external model, whole on every process
-    tower: float  # frozen vision tower, replicated
-
-    @property
-    def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.teacher + self.tower
-
-
 def forecast(run: Run) -> Forecast:
     """Memory of one process from parameter counts and the parallel mode."""
-    config = run.config
     model = list(run.policy.model.parameters())
-    width = 2 if run.policy.model.hf.dtype.itemsize == 2 else 4
     numbers = [getattr(p, "ds_numel", p.numel()) for p in model]
-    every, trained = sum(numbers), sum(n for n, p in zip(numbers, model, strict=True) if p.requires_grad)
-    ranks = run.backend.world_size
-    mode = config.parallel.mode
-    weight_share = ranks if mode in ("zero3", "fsdp2") else 1
-    gradient_share = ranks if mode in ("zero2", "zero3") else 1  # fsdp2 divides a step's sum, not each micro-batch's
-    state_share = ranks if mode in ("zero2", "zero3", "fsdp2") else 1
-    kept = {"live": 0, "frozen": 0, "trust_region": 0, "snapshot": 1, "ema": 1}
-    copies = kept[config.teacher.weights] if run.teacher else 0
+    trained = sum(n for n, p in zip(numbers, model, strict=True) if p.requires_grad)
+    tower = run.policy.tower
+    tower_bytes = sum(p.numel() * p.element_size() for p in tower.parameters()) if tower else 0
+    width = 2 if run.policy.model.hf.dtype.itemsize == 2 else 4
+    teacher = run.config.teacher.weights if run.teacher else None
     external = run.external.nbytes if run.external else 0
-    tower = sum(p.numel() * p.element_size() for p in run.policy.tower.parameters()) if run.policy.tower else 0
-    return Forecast(
-        weights=every * width / weight_share,
-        gradients=trained * width / gradient_share,
-        optimizer=trained * (8 + (4 if width == 2 else 0)) / state_share,
-        teacher=trained * 4 * copies / weight_share + external,
-        tower=tower,
-    )
+    counts = Counts(sum(numbers), trained, tower_bytes, external)
+    return forecast_of(counts, run.config.parallel.mode, run.backend.world_size, width, teacher)
 
 
 def check_run(run: Run) -> int:
