@@ -298,7 +298,7 @@ def test_a_real_tokenizer_is_crossed(
         scores, ids = found[group.sample.id, index], crossing.response(rollout)
         assert ids is not None and scores.units is not None and scores.full_logp is not None
         row = run.external.row(run.external.prompt(group.sample), "", rollout)
-        alone = run.external.policy.score([row], temperature=1.0, needs=ScoreNeeds())
+        alone = run.external.policy.score([row], temperature=run.config.rollout.temperature, needs=ScoreNeeds())
         units, _ = crossing.units(rollout, ids, "minimal")
         for unit in units:
             mean = alone.logp[0, unit.t0 : unit.t1].mean()

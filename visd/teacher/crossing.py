@@ -102,20 +102,15 @@ class Crossing:
         Raises:
             ConfigError: the vocabularies have nothing in common.
         """
+        banned, other_banned = student_banned.tolist(), teacher_banned.tolist()
         theirs: dict[str, int] = {}
-        for token, id_ in sorted(teacher_tokenizer.get_vocab().items(), key=lambda item: item[1]):
-            theirs.setdefault(token.replace("Ġ", "▁"), id_)
+        for token, other in sorted(teacher_tokenizer.get_vocab().items(), key=lambda item: item[1]):
+            if other < len(other_banned) and not other_banned[other] and other != ends[1]:
+                theirs.setdefault(token.replace("Ġ", "▁"), other)
         pairs = {ends[0]: ends[1]}
         for token, id_ in student_tokenizer.get_vocab().items():
-            other = theirs.get(token.replace("Ġ", "▁"))
-            usable = other is not None and id_ < len(student_banned) and other < len(teacher_banned)
-            if (
-                usable
-                and id_ not in ends[:1]
-                and other != ends[1]
-                and not (student_banned[id_] or teacher_banned[other])
-            ):
-                pairs[id_] = other  # type: ignore[assignment]
+            if id_ < len(banned) and not banned[id_] and id_ != ends[0] and (name := token.replace("Ġ", "▁")) in theirs:
+                pairs[id_] = theirs[name]
         if len(pairs) == 1:
             raise ConfigError("teacher.path: the teacher's tokenizer shares no token with the student's; take another.")
         ids = sorted(pairs)
