@@ -249,7 +249,7 @@ def test_identical_models_teach_nothing(loss: str) -> None:
     words = Pieces(["<end>", "x", "y"])
     student, _ = random_logits(5, (2, 3))
     value, _ = term(SimCT(loss=loss), crossing_of(words, words), rollout_of(words, [1, 2]), student, student.detach())
-    assert value.abs().max() < 1e-12
+    assert value.abs().max() < 1e-6
     if loss != "uld":  # an absolute difference has no gradient to speak of at 0
         assert gradient(value.sum(), student).abs().max() < 1e-6  # logits are read in float32
 
