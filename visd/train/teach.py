@@ -66,8 +66,11 @@ def teacher_scores(run: Run, groups: Sequence[RolloutGroup], step: int) -> RowSc
         return {}
     needs = with_overlap(needs, run.config.teacher.overlap_k)
     targets = targets_of(run, groups)
-    external = None if run.external is None else external_rows(run, run.external, targets)
-    if external is not None:
+    external: list[tuple[Target, Row]] | None = None
+    if run.external is not None:
+        with run.backend.together():
+            external = external_rows(run, run.external, targets)
+        run.drops.check_all(run.backend)
         targets = [target for target, _ in external]
     items = [target.item for target in targets]
     support = _student_support(run, items, needs) if needs.top_k and needs.support != "teacher" else None
@@ -100,12 +103,13 @@ def external_scores(
     needs: ScoreNeeds,
     support: Sequence[Tensor] | None,
 ) -> RowScores:
-    """The external teacher's pass. Every rank holds it whole, so that no rank waits for another."""
+    """The external teacher's pass. Every rank holds it whole, so that nothing is gathered; an error ends all ranks."""
 
     def fitted(index: int, scores: TokenScores) -> TokenScores:
         return teacher.fitted(scores, items[index].rollout, rows[index], needs)
 
-    scores = score_rows(teacher.policy, _job(run, items, rows, needs, support), fitted)
+    with run.backend.together():
+        scores = score_rows(teacher.policy, _job(run, items, rows, needs, support), fitted)
     teacher.policy.forget_features()
     return {item.key: score for item, score in zip(items, scores, strict=True)}
 
