@@ -185,6 +185,7 @@ class Rollout:
     stop_reason: StopReason
     seed: int
     policy_version: int  # optimiser steps the sampling policy had taken
+    by_teacher: bool = False  # written by the teacher for the method; no metric of the policy's answers counts it
 
 
 @dataclass(frozen=True)

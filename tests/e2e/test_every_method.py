@@ -29,6 +29,11 @@ SETTINGS = (
     "checkpoint.keep=0", "checkpoint.export=never", "tracking.dump_every=0",
 )  # fmt: skip
 
+DIAGNOSTICS = {
+    "teacher/row_share", "teacher/entropy", "teacher/token_entropy_q50", "policy/token_entropy_q50", "leak/mention_rate",
+    "advantage/token_zero_share", "rollout/deliberation", "group/pass_at_n", "policy/teacher_to_reward",
+}  # fmt: skip
+
 
 @pytest.fixture(autouse=True)
 def some_right(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +80,8 @@ def test_a_method_trains_and_resumes(
     assert not wrong
     if method.split()[0] not in WITHOUT_TEACHER:
         assert any(m.get("weight/teacher_share", 0) > 0 for m in metrics), "no rollout had a teacher"
+        seen = set().union(*metrics)
+        assert not DIAGNOSTICS - seen and {"gap/right_q50", "gap/wrong_q50"} & seen
 
     before, after = load_file(tiny_qwen2_5_vl / "model.safetensors"), weights(straight, 3)
     frozen = [name for name in before if "visual." in name]

@@ -100,6 +100,25 @@ class Sum:
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """Sum of numerators over the sum of denominators; nothing where that is 0."""
+
+    above: Sum = Sum()
+    below: Sum = Sum()
+
+    @classmethod
+    def of(cls, above: Iterable[float], below: Iterable[float]) -> Ratio:
+        return cls(Sum.of(above), Sum.of(below))
+
+    def merge(self, other: Ratio) -> Ratio:
+        return Ratio(self.above.merge(other.above), self.below.merge(other.below))
+
+    def finish(self, name: str) -> dict[str, float]:
+        below = math.fsum(self.below.parts)
+        return {name: math.fsum(self.above.parts) / below} if below else {}
+
+
+@dataclass(frozen=True)
 class Max:
     """Largest value."""
 

@@ -1,7 +1,7 @@
 """Step data to named metrics. Pure functions; the step's value comes from `accumulate.reduce` over ranks.
 
-Names: `reward/`, `accuracy/<family>`, `advantage/`, `group/`, `rollout/`, `judge/`, `gap/` (D_t = log teacher - log
-student), `overlap/` (their most probable tokens, `objective/overlap.py`), `weight/` (per-token weight), `policy/`, `engine/`,
+Names: `reward/`, `accuracy/<family>`, `advantage/`, `group/`, `rollout/`, `leak/`, `teacher/`, `judge/`, `gap/` (D_t = log
+teacher - log student), `overlap/` (their most probable tokens, `objective/overlap.py`), `weight/` (per-token weight), `policy/`, `engine/`,
 `drops/<reason>`, `prompts/reduced_<rule>`, `time/<phase>`.
 """
 
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from visd.observe.accumulate import Metrics, Quantiles, Std
+from visd.observe.diagnostics import deliberation_markers, mentions_privileged
 from visd.seeding import generator
 from visd.types import DIMENSIONS, JudgeReport, Rewards, Rollout, RolloutGroup, TokenBatch, TokenCredit, TokenScores
 
@@ -22,8 +24,12 @@ if TYPE_CHECKING:
 
 
 def group_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
-    """All that is known of rollouts before any is scored by the policy."""
+    """All that is known of rollouts before any is scored by the policy; what the teacher wrote is counted apart."""
     metrics = Metrics()
+    by_teacher = [rollout for group in groups for rollout in group.rollouts if rollout.by_teacher]
+    if by_teacher:
+        metrics.sum("teacher/tokens_written", *(len(rollout.token_ids) for rollout in by_teacher))
+    groups = [_of_policy(group) for group in groups]
     for group in groups:
         _rewards(metrics, group.sample.family, group.rewards)
         _reports(metrics, group.reports, group.rewards)
@@ -31,6 +37,24 @@ def group_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
             _advantages(metrics, group)
     _rollouts(metrics, [rollout for group in groups for rollout in group.rollouts])
     return metrics
+
+
+def _of_policy(group: RolloutGroup) -> RolloutGroup:
+    """The group without what the teacher wrote."""
+    own = [i for i, rollout in enumerate(group.rollouts) if not rollout.by_teacher]
+    if len(own) == len(group.rollouts):
+        return group
+
+    def pick(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(values[i] for i in own) if values else ()
+
+    return replace(
+        group,
+        rollouts=pick(group.rollouts),
+        rewards=pick(group.rewards),
+        reports=pick(group.reports),
+        advantages=pick(group.advantages),
+    )
 
 
 def _rewards(metrics: Metrics, family: str, rewards: Sequence[Rewards]) -> None:
@@ -63,6 +87,7 @@ def _advantages(metrics: Metrics, group: RolloutGroup) -> None:
     correct = [reward.correct for reward in group.rewards]
     metrics.mean("group/all_right_share", [all(correct)])
     metrics.mean("group/all_wrong_share", [not any(correct)])
+    metrics.mean("group/pass_at_n", [any(correct)])
 
 
 def _rollouts(metrics: Metrics, rollouts: Sequence[Rollout]) -> None:
@@ -72,14 +97,18 @@ def _rollouts(metrics: Metrics, rollouts: Sequence[Rollout]) -> None:
     metrics.mean("rollout/length_mean", lengths)
     metrics.max("rollout/length_max", *lengths)
     metrics.mean("rollout/truncated", (rollout.stop_reason == "length" for rollout in rollouts))
+    metrics.mean("rollout/deliberation", (deliberation_markers(rollout.text) for rollout in rollouts))
+    metrics.mean("leak/mention_rate", (mentions_privileged(rollout.text) for rollout in rollouts))
     metrics.sum("rollout/count", len(rollouts))
     metrics.sum("rollout/tokens", *lengths)
 
 
-def token_metrics(batch: TokenBatch, credit: TokenCredit, student: TokenScores) -> Metrics:
+def token_metrics(
+    batch: TokenBatch, credit: TokenCredit, student: TokenScores, teacher: TokenScores | None = None
+) -> Metrics:
     """What the policy, the teacher and the method say of the response tokens of one micro-batch.
 
-    `gap/` and `weight/clip_share` cover the rows that the teacher scored, `weight/mean` all rows.
+    `gap/`, `teacher/` and `weight/clip_share` cover the rows that the teacher scored, `weight/mean` all rows.
     """
     metrics = Metrics()
     mask = batch.mask.bool()
@@ -87,9 +116,11 @@ def token_metrics(batch: TokenBatch, credit: TokenCredit, student: TokenScores) 
         return metrics
     metrics.mean("weight/mean", _flat(credit.weights, mask))
     metrics.mean("advantage/token_abs_mean", _flat(credit.advantages.abs(), mask))
+    metrics.mean("advantage/token_zero_share", _flat((credit.advantages == 0).float(), mask))
     metrics.mean("policy/logp_mean", _flat(student.logp, mask))
     if student.entropy is not None:
         metrics.mean("policy/entropy", _flat(student.entropy, mask))
+        _quantiles(metrics, "policy/token_entropy", batch, student.entropy, mask)
     mismatch = _flat((student.logp - batch.engine_logp).abs(), mask)
     metrics.mean("engine/logp_diff_mean", mismatch)
     metrics.max("engine/logp_diff_max", *mismatch)
@@ -97,7 +128,23 @@ def token_metrics(batch: TokenBatch, credit: TokenCredit, student: TokenScores) 
     metrics.mean("weight/teacher_share", _flat(scored.float(), mask))
     if bool(scored.any()):
         _teacher(metrics, batch, credit, scored)
+        ratio = credit.log_ratio if teacher is None else teacher.logp - student.logp
+        _gaps(metrics, batch, ratio if credit.log_ratio is None else credit.log_ratio, scored)
+        if teacher is not None and teacher.entropy is not None:
+            metrics.mean("teacher/entropy", _flat(teacher.entropy, scored))
+            _quantiles(metrics, "teacher/token_entropy", batch, teacher.entropy, scored)
     return metrics
+
+
+def _quantiles(metrics: Metrics, name: str, batch: TokenBatch, values: Tensor, mask: Tensor) -> None:
+    for row, (group, index) in enumerate(zip(batch.groups, batch.indices, strict=True)):
+        flat = _flat(values[row], mask[row])
+        metrics.add(name, Quantiles.of(_keys(group, index, len(flat)), np.asarray(flat)))
+
+
+def _keys(group: RolloutGroup, index: int, count: int) -> np.ndarray:
+    """A uniform number a token that depends on its rollout alone."""
+    return generator("quantiles", group.sample.id, group.rollouts[index].seed).random(count)
 
 
 def _teacher(metrics: Metrics, batch: TokenBatch, credit: TokenCredit, scored: Tensor) -> None:
@@ -108,15 +155,17 @@ def _teacher(metrics: Metrics, batch: TokenBatch, credit: TokenCredit, scored: T
         metrics.mean("weight/clip_share", _flat(credit.clipped.float(), scored))
     for index, dimension in enumerate(DIMENSIONS):
         metrics.mean(f"weight/{dimension}_mean", _flat(credit.weights, scored & (batch.dimensions == index)))
-    if credit.log_ratio is None:
+
+
+def _gaps(metrics: Metrics, batch: TokenBatch, ratio: Tensor | None, scored: Tensor) -> None:
+    if ratio is None:
         return
     for row, (group, index) in enumerate(zip(batch.groups, batch.indices, strict=True)):
-        gaps = _flat(credit.log_ratio[row], scored[row])
+        gaps = _flat(ratio[row], scored[row])
         side = "right" if group.rewards[index].correct else "wrong"
         metrics.mean(f"gap/{side}_mean", gaps)
         metrics.mean(f"gap/{side}_abs_mean", map(abs, gaps))
-        keys = generator("quantiles", group.sample.id, group.rollouts[index].seed).random(len(gaps))
-        metrics.add(f"gap/{side}", Quantiles.of(keys, np.asarray(gaps)))
+        metrics.add(f"gap/{side}", Quantiles.of(_keys(group, index, len(gaps)), np.asarray(gaps)))
 
 
 def drop_metrics(drops: Mapping[str, int]) -> Metrics:

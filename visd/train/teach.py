@@ -65,6 +65,8 @@ def teacher_scores(run: Run, groups: Sequence[RolloutGroup], step: int) -> RowSc
     if needs is None or (run.teacher is None and run.external is None):
         return {}
     needs = with_overlap(needs, run.config.teacher.overlap_k)
+    if needs.units is None:
+        needs = replace(needs, entropy=True)  # costs little beside the logits, and is logged for every method
     targets = targets_of(run, groups)
     external: list[tuple[Target, Row]] | None = None
     if run.external is not None:

@@ -15,6 +15,7 @@ from visd.observe.metrics import token_metrics
 from visd.observe.records import TokenTrace, TraceKey, token_traces
 from visd.policy.oom import memory_of
 from visd.train.batches import Item, dummy_row, join_scores, token_batch
+from visd.train.diagnose import context_metrics, magnitude_metrics
 from visd.train.dynamic import mini_batches
 from visd.train.optimizer import learning_rate
 from visd.train.plan import micro_batches
@@ -48,6 +49,7 @@ def update_policy(
     metrics = Metrics()
     for name, value in run.method.observe(StepView(groups, teacher, run.backend.all_gather_object), step).items():
         metrics.max(f"method/{name}", value)
+    metrics.update(context_metrics(run, groups, teacher))
     update = Update(0, metrics, {})
     for part in mini_batches(run, groups):
         one_update(run, part, teacher, reference, old or {}, step, update)
@@ -163,7 +165,8 @@ def micro_step(
         kl = kl_to_reference(student.logp, known.logp)
         loss = loss + objective.kl_weight * (kl * weights).sum()
         metrics.mean("policy/kl_reference", kl.detach()[batch.mask].tolist())
-    for name, term in run.method.terms(batch, Scores(student, taught), step).items():
+    terms = run.method.terms(batch, Scores(student, taught), step)
+    for name, term in terms.items():
         loss = loss + term.weight * (term.value * weights * term.mask).sum()
         counted = term.mask & batch.mask
         metrics.mean(f"term/{name}", term.value.detach()[counted].tolist())
@@ -172,9 +175,12 @@ def micro_step(
     check_finite(run, loss, [item.group.sample.id for item in items])
     run.backend.backward(loss, last=last)
 
-    metrics.update(token_metrics(batch, credit, scores.student))
-    if taught is not None and needs is not None and needs.units is None and run.config.teacher.overlap_k:
-        metrics.update(overlap_metrics(batch, scores.student, taught, needs, run.config.teacher.overlap_k))
+    same_tokens = taught if needs is not None and needs.units is None else None
+    metrics.update(token_metrics(batch, credit, scores.student, same_tokens))
+    if taught is not None:
+        metrics.update(magnitude_metrics(batch, credit, list(terms.values()), weights))
+    if same_tokens is not None and needs is not None and run.config.teacher.overlap_k:
+        metrics.update(overlap_metrics(batch, scores.student, same_tokens, needs, run.config.teacher.overlap_k))
     metrics.sum("loss", loss.item())
     metrics.mean("policy/clip_share", policy.clipped[batch.mask].float().tolist())
     if objective.old_logp != "detached":
