@@ -43,7 +43,7 @@ class StepView:
 class Services(ABC):
     """What a method may have done for it in `prepare`.
 
-    `write` and `gather` are collective: every rank calls them equally often and in the same order, with as much as it
+    `write`, `score` and `gather` are collective: every rank calls them equally often and in the same order, with as much as it
     has, which may be nothing.
     """
 
@@ -60,6 +60,10 @@ class Services(ABC):
         weights: Literal["student", "teacher"] = "student",
     ) -> list[Rollout]:
         """One text a prompt by the run's engine, at the rollouts' temperature; a seed alone decides its tokens."""
+
+    @abstractmethod
+    def score(self, prompts: Sequence[Prompt], texts: Sequence[Rollout]) -> list[list[float]]:
+        """Log-probabilities of each text's tokens after its prompt by the student, at the rollouts' temperature."""
 
     @abstractmethod
     def chat(self, name: str, text: str) -> Prompt:

@@ -9,12 +9,15 @@ from typing import Any, Literal
 
 from visd.config import ConfigError
 from visd.methods.base import Services
+from visd.policy.batch import Row
 from visd.policy.oom import memory_of
 from visd.rollout.transformers_engine import TransformersEngine
 from visd.seeding import derive_seed
+from visd.teacher.scorer import ScoreJob, score_rows
 from visd.teacher.view import render, teacher_prompt
+from visd.train.plan import micro_batches
 from visd.train.run import Run
-from visd.types import Message, PrivilegedContext, Prompt, Rollout
+from visd.types import Message, PrivilegedContext, Prompt, Rollout, ScoreNeeds
 
 
 class StepServices(Services):
@@ -46,6 +49,19 @@ class StepServices(Services):
                     )
                 texts += [only for (only,) in written]
         return texts
+
+    def score(self, prompts: Sequence[Prompt], texts: Sequence[Rollout]) -> list[list[float]]:
+        run = self._run
+        features = run.policy.encode(prompts)
+        rows = [Row(p, t.token_ids, f) for p, t, f in zip(prompts, texts, features, strict=True)]
+        plan = micro_batches(
+            [len(row) for row in rows],
+            run.config.train.micro_batch_tokens,
+            lambda i: f"a text after the prompt of sample {prompts[i].sample_id!r}",
+        )
+        with run.backend.whole_weights():
+            scores = score_rows(run.policy, ScoreJob(rows, plan, run.config.rollout.temperature, ScoreNeeds()))
+        return [score.logp.double().tolist() for score in scores]
 
     @contextmanager
     def _weights(self, weights: str) -> Iterator[None]:
