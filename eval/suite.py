@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,15 @@ class Suite:
     baseline: str = "grpo"  # the method whose final accuracy the others are to reach
     overrides: list[str] = field(default_factory=list)  # for every run
     window: int = 5  # steps over which the training accuracy is smoothed
+    every_method: bool = False  # also every config of configs/method, under its own name
+    learning_rates: list[float] = field(
+        default_factory=list
+    )  # tried by one short run each on validation; empty takes the experiment's own
+    tune_steps: int = 0  # steps of these short runs
+    tune_seed: int = 100  # their seed, none of `seeds`
+    validation: str = ""  # manifest that decides between the rates, relative to eval.root
+    rates_from: str = ""  # take the rates that this other suite chose
+    costs: bool = False  # also show tokens and time to the baseline's accuracy, lengths, entropy, leaks and collapses
     eval: SuiteEval = field(default_factory=SuiteEval)
 
 
@@ -52,6 +61,7 @@ class PlannedRun:
     method: str
     seed: int
     dir: Path
+    lr: float | None = None  # learning rate; None is the experiment's own
 
     @property
     def name(self) -> str:
@@ -64,6 +74,7 @@ class PlannedRun:
             f"experiment={suite.experiment}",
             *suite.overrides,
             *suite.methods[self.method],
+            *([] if self.lr is None else [f"optim.lr={self.lr:g}"]),
             f"run.seed={self.seed}",
             f"run.dir={self.dir}",
             f"train.steps={suite.steps}",
@@ -156,10 +167,17 @@ def load_suite(path: Path) -> Suite:
     except OmegaConfBaseException as error:
         name = getattr(error, "full_key", None)
         raise ConfigError(f"{path}: {name or ''}: {str(error).splitlines()[0].rstrip('.')}.") from None
+    if suite.every_method:
+        configs = sorted(path.parent.parent.glob("method/*.yaml"))
+        suite.methods = {config.stem: [f"method={config.stem}"] for config in configs} | suite.methods
     if suite.steps < 1 or suite.window < 1 or not suite.seeds or not suite.methods:
         raise ConfigError(f"{path}: steps, window, seeds and methods must not be empty or 0.")
     if suite.baseline not in suite.methods:
         raise ConfigError(f"{path}: baseline: {suite.baseline!r} is not among the methods.")
+    if len(suite.learning_rates) > 1 and not (suite.tune_steps > 0 and suite.validation):
+        raise ConfigError(f"{path}: tune_steps and validation are needed to choose between learning_rates.")
+    if suite.tune_seed in suite.seeds and len(suite.learning_rates) > 1:
+        raise ConfigError(f"{path}: tune_seed: {suite.tune_seed} is one of the seeds; take another.")
     if len({folder_name(method) for method in suite.methods}) < len(suite.methods):
         raise ConfigError(f"{path}: methods: two names differ in spaces or signs only and would share a folder.")
     return suite
@@ -170,12 +188,18 @@ def folder_name(method: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", method)
 
 
-def planned_runs(suite: Suite, folder: Path) -> list[PlannedRun]:
-    """All runs, seed by seed, so that an unfinished comparison has every method equally often."""
+def planned_runs(suite: Suite, folder: Path, rates: Mapping[str, float | None] | None = None) -> list[PlannedRun]:
+    """All runs, seed by seed, so that an unfinished comparison has every method equally often.
+
+    Args:
+        rates: learning rates by method; a method that is not there has no runs yet. None: the experiment's own for all.
+    """
+    known = dict.fromkeys(suite.methods) if rates is None else rates
     return [
-        PlannedRun(suite, method, seed, folder / folder_name(method) / f"seed_{seed}")
+        PlannedRun(suite, method, seed, folder / folder_name(method) / f"seed_{seed}", known[method])
         for seed in suite.seeds
         for method in suite.methods
+        if method in known
     ]
 
 

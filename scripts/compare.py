@@ -5,7 +5,8 @@
 
 Suites are the files of configs/suite; without `suite=` those named main_* run. Finished runs are kept, unfinished ones
 go on where they stopped. A suite's numbers go to outputs/compare/<suite>/results.json and .csv, its curves to
-docs/images, its table to docs/results.md between its markers.
+docs/images, its table to docs/results.md between its markers. A suite with learning_rates first tries these with every
+method, one short run each on validation, and takes the best for all seeds.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ sys.path.insert(0, str(ROOT))
 from omegaconf import OmegaConf  # noqa: E402
 
 from eval.collect import RunData, curves, markdown, read_run, run_table, table_rows  # noqa: E402
+from eval.costs import MethodCosts, cost_rows, costs_markdown  # noqa: E402
 from eval.results import EvalResult, read_result  # noqa: E402
 from eval.suite import PlannedRun, Suite, eval_command, load_suite, planned_runs, train_command  # noqa: E402
+from eval.tuning import chosen_rates, tuning_runs, write_tries  # noqa: E402
 from visd.config import ConfigError  # noqa: E402
 from visd.observe.console import Progress  # noqa: E402
 from visd.observe.files import write_atomic  # noqa: E402
@@ -105,9 +108,22 @@ def finish_suite(
     suite: Suite, folder: Path, jobs: int, train: Command = train_command, evaluate: Command = eval_command
 ) -> list[str]:
     """Do what is left of a suite; what went wrong, one text a failed run."""
-    runs = planned_runs(suite, folder)
-    failures = []
-    progress = Progress(suite.title, len(runs), unit="run")
+    failures = finish_runs(tuning_runs(suite, folder), f"{suite.title}: learning rates", jobs, train, evaluate)
+    write_tries(suite, folder)
+    runs = planned_runs(suite, folder, chosen_rates(suite, folder))
+    failures += finish_runs(runs, suite.title, jobs, train, evaluate)
+    first = next((run for run in runs if run.trained()), None)
+    if first is not None:
+        evaluate_start(first, folder, evaluate)
+    return failures
+
+
+def finish_runs(runs: Sequence[PlannedRun], title: str, jobs: int, train: Command, evaluate: Command) -> list[str]:
+    """Train and test what is left of some runs, `jobs` at a time; one text a failed run."""
+    failures: list[str] = []
+    if not runs:
+        return failures
+    progress = Progress(title, len(runs), unit="run")
     with ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(finish_run, run, train, evaluate): run for run in runs}
         try:
@@ -121,33 +137,41 @@ def finish_suite(
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     progress.close()
-    first = next((run for run in runs if run.trained()), None)
-    if first is not None:
-        evaluate_start(first, folder, evaluate)
     return failures
 
 
 def collect(suite: Suite, name: str, folder: Path, docs: Path) -> None:
     """Write the tables and curves of the finished runs."""
-    planned = [run for run in planned_runs(suite, folder) if run.trained()]
+    rates = chosen_rates(suite, folder)
+    planned = [run for run in planned_runs(suite, folder, rates) if run.trained()]
     if not planned:
         raise VisdError(f"suite {name}: no run is finished.")
     runs = [read_run(run) for run in planned]
     start = folder / "start" / "results.json"
     before = read_result(start) if start.exists() else None
     rows = table_rows(runs, suite)
+    costs = cost_rows(runs, rows, suite, rates) if suite.costs else []
     write_atomic(folder / "results.csv", run_table(runs, rows, suite))
-    write_atomic(folder / "results.json", json.dumps(_document(suite, runs, rows, before), indent=1) + "\n")
+    write_atomic(folder / "results.json", json.dumps(_document(suite, runs, rows, costs, before), indent=1) + "\n")
     images = docs / "images"
     images.mkdir(parents=True, exist_ok=True)
     (images / f"compare_{name}.png").write_bytes(draw(curves(runs, suite, before)))
     text = markdown(rows, suite, name, before, setting_text(suite, planned[0].dir / "config.yaml"))
+    if costs:
+        text += "\n" + costs_markdown(costs, suite)
     place_between_markers(docs / "results.md", f"compare:{name}", text)
     print(text)
 
 
-def _document(suite: Suite, runs: Sequence[RunData], rows: Sequence[Any], before: EvalResult | None) -> dict[str, Any]:
+def _document(
+    suite: Suite,
+    runs: Sequence[RunData],
+    rows: Sequence[Any],
+    costs: Sequence[MethodCosts],
+    before: EvalResult | None,
+) -> dict[str, Any]:
     return {
+        "costs": [dataclasses.asdict(line) for line in costs],
         "suite": dataclasses.asdict(suite),
         "start": None if before is None else dataclasses.asdict(before),
         "methods": [dataclasses.asdict(row) for row in rows],
