@@ -183,9 +183,11 @@ def setting_text(suite: Suite, config_path: Path) -> str:
     """What all runs share."""
     config = OmegaConf.load(config_path)
     test = suite.eval
+    chosen = suite.rates_from or len(suite.learning_rates) > 1
+    rate = "learning rates by method" if chosen else f"learning rate {config.optim.lr:g}"
     return (
         f"Experiment `{suite.experiment}`, {suite.steps} steps of {config.train.prompts_per_step} prompts with "
-        f"{config.rollout.n} rollouts each, learning rate {config.optim.lr:g}, training data "
+        f"{config.rollout.n} rollouts each, {rate}, training data "
         f"{', '.join(config.data.train)}; tested on {test.data} ({', '.join(test.settings) or 'default settings'}). "
         + " ".join(f"`{method}`: {' '.join(overrides)}." for method, overrides in suite.methods.items())
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from visd.methods.base import Scores, StepView
 from visd.methods.pbsd import PBSD, preference_loss
 from visd.objective.loss import Denominators, token_weights
 from visd.train.launch import run_stage
+from visd.train.services import StepServices
 from visd.types import RolloutGroup, TokenBatch, TokenScores
 
 CHOSEN, REJECTED = ("s", 1), ("s", 0)
@@ -112,8 +114,7 @@ def test_pbsd_6_7_3_optimum_of_the_regularised_reward() -> None:
 
 def test_pbsd_6_7_4_is_dpo_with_the_teacher_as_reference() -> None:
     numbers = torch.Generator().manual_seed(0)
-    policy, reference = -torch.rand(2, 5, 2, generator=numbers, dtype=torch.float64).unbind(0)[0], None
-    chosen, rejected = policy.unbind(-1)
+    chosen, rejected = -torch.rand(2, 5, generator=numbers, dtype=torch.float64)
     reference = -torch.rand(5, 2, generator=numbers, dtype=torch.float64)
     beta, smoothing = 0.1, 0.2
     logits = (chosen - rejected) - (reference[:, 0] - reference[:, 1])
@@ -156,8 +157,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
 def test_the_teacher_writes_and_no_metric_of_the_policy_counts_it(
     small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path
 ) -> None:
-    """A step on videos: two prompts, four rollouts and two pairs each; margins before a first update with a live teacher
-    shown nothing new are those of the context alone."""
+    """A step on videos: two prompts, four rollouts and two pairs each."""
     config = small_config(
         small_world,
         tiny_qwen2_5_vl,
@@ -168,8 +168,6 @@ def test_the_teacher_writes_and_no_metric_of_the_policy_counts_it(
         "tracking.dump_every=1",
     )
     assert run_stage(config) == 0
-    import json
-
     (seen,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert seen["rollout/count"] == 8 and seen["method/pairs"] == 4 and seen["teacher/tokens_written"] > 0
     assert math.isfinite(seen["term/preference"]) and seen["optim/grad_norm"] > 0
@@ -178,8 +176,6 @@ def test_the_teacher_writes_and_no_metric_of_the_policy_counts_it(
 
 
 def test_scores_of_a_text_are_the_policys(small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
-    from visd.train.services import StepServices
-
     run = small_run(small_world, tiny_qwen2_5_vl, tmp_path, "method=grpo")
     services = StepServices(run)
     prompts = [prompt for _, prompt in run.prompts(run.sampler.batch(0))]
