@@ -42,6 +42,7 @@ class Suite:
     overrides: list[str] = field(default_factory=list)  # for every run
     window: int = 5  # steps over which the training accuracy is smoothed
     every_method: bool = False  # also every config of configs/method, under its own name
+    leave_out: list[str] = field(default_factory=list)  # configs that every_method does not take
     learning_rates: list[float] = field(
         default_factory=list
     )  # tried by one short run each on validation; empty takes the experiment's own
@@ -169,7 +170,9 @@ def load_suite(path: Path) -> Suite:
         raise ConfigError(f"{path}: {name or ''}: {str(error).splitlines()[0].rstrip('.')}.") from None
     if suite.every_method:
         configs = sorted(path.parent.parent.glob("method/*.yaml"))
-        suite.methods = {config.stem: [f"method={config.stem}"] for config in configs} | suite.methods
+        suite.methods = {
+            config.stem: [f"method={config.stem}"] for config in configs if config.stem not in suite.leave_out
+        } | suite.methods
     if suite.steps < 1 or suite.window < 1 or not suite.seeds or not suite.methods:
         raise ConfigError(f"{path}: steps, window, seeds and methods must not be empty or 0.")
     if suite.baseline not in suite.methods:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -396,7 +397,4 @@ def _check_ranges(config: RunConfig) -> None:
 
 
 def _lookup(config: RunConfig, dotted: str) -> Any:
-    value: Any = config
-    for part in dotted.split("."):
-        value = getattr(value, part)
-    return value
+    return reduce(getattr, dotted.split("."), config)
