@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tests.tree import ROOT
 from tests.unit.test_methods import B, T, batch, group, scores
 from visd.cli import compose_config
 from visd.config import ConfigError, build, load
-from visd.methods.base import Method
+from visd.methods.base import Method, Services
 from visd.methods.visd import VISD
 from visd.types import JudgeReport, Rollout, RolloutGroup, TokenBatch
 
@@ -28,7 +28,7 @@ def judged(name: str, *feedback: str | None) -> RolloutGroup:
 
 
 def told(method: Method, groups: list[RolloutGroup]) -> dict[str, list[str | None]]:
-    method.prepare(groups, None)
+    groups = list(method.prepare(groups, cast(Services, None)))  # it generates nothing
     found: dict[str, list[str | None]] = {}
     for of in groups:
         contexts = [method.context(of, i) for i in range(len(of.rollouts))]

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from visd.config import ConfigError
-from visd.methods.base import Method, Scores
+from visd.methods.base import Method, Scores, Services
 from visd.methods.controls import CONTROLS, Feedback, random_weights, shuffled_feedback
 from visd.objective.credit import (
     annealed,
@@ -78,8 +78,9 @@ class VISD(Method):
     def needs(self, step: int) -> ScoreNeeds | None:
         return ScoreNeeds(sampled=True, top_k=self.top_k) if self.active(step) else None
 
-    def prepare(self, groups: Sequence[RolloutGroup], services: Any) -> None:
+    def prepare(self, groups: Sequence[RolloutGroup], services: Services) -> Sequence[RolloutGroup]:
         self._shuffled = shuffled_feedback(groups) if self.control == "shuffled_feedback" else {}
+        return groups
 
     def context(self, group: RolloutGroup, index: int) -> PrivilegedContext | None:
         report = group.reports[index] if group.reports else None
