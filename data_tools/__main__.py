@@ -1,11 +1,15 @@
-"""`python -m data_tools TOOL ...`: synth makes a world of videos, cache decodes a run's videos ahead of it."""
+"""`python -m data_tools TOOL ...`: make, convert, check and choose data; TOOL --help says how."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-TOOLS = {"synth": "data_tools.synth.cli", "cache": "data_tools.cache"}
+TOOLS = {
+    "synth": "data_tools.synth.cli",
+    "convert": "data_tools.convert.cli",
+    "cache": "data_tools.cache",
+}
 """Name to module, imported when it is asked for: some of them take seconds."""
 
 

@@ -1,0 +1,1 @@
+"""What all data tools share: reading rows and manifests as streams, work in shards, command lines."""

@@ -1,0 +1,77 @@
+"""What the command lines of the tools share: arguments, progress, errors in one sentence, exit status."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from data_tools.io.shards import ShardReport
+from visd.types import VisdError
+
+Advance = Callable[[int, int, str], None]
+"""Done, of how much, and what to say beside the bar."""
+
+
+def tool_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"python -m data_tools {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """The exit status of a tool; an error made for users is one sentence and status 2."""
+    try:
+        return work()
+    except VisdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        return 2
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Raise VisdError if `out` is a folder, or is there and may not be replaced."""
+    if out.is_dir():
+        raise VisdError(f"{out}: is a folder; give the file that is to be written")
+    if out.exists() and not overwrite:
+        raise VisdError(f"{out}: is there already; give another name, or --overwrite")
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Advance]:
+    """A bar on a terminal; elsewhere nothing, since the tools end with what they did."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[notes]}"),
+    )
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None, notes="")
+        yield lambda done, of, notes: bar.update(task, completed=done, total=of, notes=notes)
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """`3 letter, 1 path`, the most first."""
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def summary(report: ShardReport) -> str:
+    """What became of rows, in one sentence."""
+    text = f"{report.rows} rows, {report.written} written, {sum(report.dropped.values())} dropped"
+    if report.dropped:
+        text += f" ({counted(report.dropped)})"
+    return f"{text}; notes: {counted(report.notes)}" if report.notes else text
