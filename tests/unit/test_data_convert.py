@@ -140,10 +140,10 @@ def test_columns_of_a_table_and_of_a_dataset(root: Path) -> None:
     table = convert(root, "columns", rows.COLUMNS, *names)
     assert table[0].answer == Answer("letter", "B", ("red", "blue")) and table[0].meta["fields"] == {"note": "n"}
     assert table[0].media == (Media("video", "v.mp4", 1.0, 4.0),) and table[1].answer == Answer("word", "here")
-    datasets.Dataset.from_list(rows.COLUMNS).save_to_disk(str(root / "folder"))
+    datasets.Dataset.from_list(rows.COLUMNS[:1]).save_to_disk(str(root / "folder"))
     out = root / "folder.jsonl"
     assert main(["convert", "--from", "columns", str(root / "folder"), str(out), *names]) == 0
-    assert load_manifest(out, root) == table
+    assert load_manifest(out, root) == table[:1]  # a column of Arrow has one type, so one row
 
 
 @pytest.mark.parametrize(("name", "data"), [("ms_swift", rows.MS_SWIFT), ("trl", rows.TRL), ("stgr", rows.STGR)])
