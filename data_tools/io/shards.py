@@ -150,7 +150,9 @@ class ShardedWork:
     def check_ids(self) -> None:
         """Raise ManifestError if an id stands twice. Needs 8 bytes an id."""
         paths = sorted(self.folder.glob("*.ids"))
-        hashes: NDArray[np.uint64] = np.concatenate([np.fromfile(path, np.uint64) for path in paths] or [np.empty(0, np.uint64)])
+        hashes: NDArray[np.uint64] = np.concatenate(
+            [np.fromfile(path, np.uint64) for path in paths] or [np.empty(0, np.uint64)]
+        )
         values, counts = np.unique(hashes, return_counts=True)
         suspects = set(values[counts > 1].tolist())
         if not suspects:
