@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from eval.demo_report import conclude
 
 ROOT = Path(__file__).resolve().parent.parent
-QUESTIONS = {"train": 1200, "validation": 200, "test": 400, "careful": 10800, "sft": 2400}
-WRONG_SHARE, HASTY_SHARE = 0.3, 0.5
+QUESTIONS = {"train": 1200, "validation": 200, "test": 400, "careful": 10800, "sft": 1280}
+WRONG_SHARE, HASTY_SHARE = 0.5, 0.75
 """Of the imperfect annotator's traces: those that look and conclude something wrong, those that only guess."""
 CONSOLE = Console()
 
@@ -63,7 +63,7 @@ def parts(out: Path, method: str, steps: int | None) -> list[Part]:
         Part(
             "a small world of videos", 1.3,
             ["-m", "data_tools", "synth", "--out", str(world), "--seed", "0", "--kind", "mixed", *counts,
-             "--wrong-share", str(WRONG_SHARE), "--hasty-share", str(HASTY_SHARE), "--questions-per-video", "5"],
+             "--wrong-share", str(WRONG_SHARE), "--hasty-share", str(HASTY_SHARE), "--questions-per-video", "3"],
             lambda: False,  # it checks itself what is there
         ),
         Part("a tiny Qwen2.5-VL", 0.2, ["scripts/make_tiny_model.py", "--family", "qwen2_5_vl", "--out", str(tiny)],
