@@ -145,8 +145,8 @@ def prompt_section(config: BenchConfig, protocol: Protocol) -> PromptSection:
         if name not in known:
             raise ConfigError(f"video.{name}: is no field of prompt.video; it has {', '.join(sorted(known))}.")
     whole = {"min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels"}
-    video = VideoSection(**{name: int(v) if name in whole else v for name, v in values.items()})
-    return PromptSection(protocol.system, False, config.max_prompt_tokens, video=video)
+    typed: dict[str, Any] = {name: int(v) if name in whole else v for name, v in values.items()}
+    return PromptSection(protocol.system, False, config.max_prompt_tokens, video=VideoSection(**typed))
 
 
 def prompt_hash(items: Sequence[Item], protocol: Protocol) -> str:
