@@ -57,14 +57,14 @@ class PBSD(Method):
     label_smoothing: float = 0.0  # share of pairs taken to be the other way round
     reference: str = "answer"  # what the teacher sees: rationale (verified reasoning and answer) or answer
 
-    _reward: RewardSection = field(default_factory=RewardSection, init=False, repr=False)
+    _reward: RewardSection = field(default_factory=RewardSection, init=False, repr=False)  # how texts are scored
     _longest: int = field(default=0, init=False, repr=False)  # tokens of an answer
     _steps: int = field(default=1, init=False, repr=False)
     _student: dict[Key, float] = field(
         default_factory=dict, init=False, repr=False
     )  # log pi(y | x) at the step's start
     _partner: dict[Key, Key] = field(default_factory=dict, init=False, repr=False)  # both ways
-    _chosen: set[Key] = field(default_factory=set, init=False, repr=False)
+    _chosen: set[Key] = field(default_factory=set, init=False, repr=False)  # texts of the teacher
     _gap: dict[Key, float] = field(default_factory=dict, init=False, repr=False)  # log pi - log pi_T, of whole pairs
     _scale: float = field(default=0.0, init=False, repr=False)  # all rollouts of the step over its pairs
 
