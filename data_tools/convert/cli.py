@@ -23,7 +23,7 @@ from data_tools.convert.boxes import CONVENTIONS
 from data_tools.convert.formats import FORMATS
 from data_tools.convert.work import Conversion, find_convention
 from data_tools.io.cli import check_output, guarded, progress, summary, tool_parser
-from data_tools.io.manifests import check_kind, write_manifest
+from data_tools.io.manifests import check_kind, replacing, write_manifest
 from data_tools.io.rows import check_input, load_json, read_chunks
 from data_tools.io.shards import ShardedWork, ShardReport
 from visd.data.fields import ManifestError
@@ -176,13 +176,7 @@ def _write_rows(out: Path, lines: Iterable[str]) -> None:
     if out.suffix == ".jsonl":
         write_manifest(out, lines)
         return
-    part = out.with_name(f".{out.name}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(lines):
-                file.write((",\n" if number else "[\n") + line)
-            file.write("\n]\n")
-        part.replace(out)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with replacing(out) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(lines):
+            file.write((",\n" if number else "[\n") + line)
+        file.write("\n]\n")

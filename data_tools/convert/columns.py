@@ -15,7 +15,7 @@ from typing import Any
 from data_tools.convert.base import Context, Format, Row, Unusable, sample
 from data_tools.convert.boxes import BadBox, Size
 from data_tools.convert.messages import in_order, read_media
-from data_tools.convert.text import answer_note, answer_to, read_answer, read_options, split_tags, with_options
+from data_tools.convert.text import answer_to, note_unless_box, read_answer, read_options, split_tags, with_options
 from visd.data.manifest import LETTERS
 from visd.types import Answer, Box, Evidence, Media, Message, Sample
 
@@ -104,7 +104,7 @@ def _answer(
         value = str(value)
     thought, said = split_tags(str(value))
     answer = read_answer(said, "letter", options, context) if options else answer_to(question, said, context, path)
-    return answer, answer_note(said, answer) if answer.type != "box" else None, thought
+    return answer, note_unless_box(said, answer), thought
 
 
 def _boxes(values: Any, names: Sequence[Any], size: Size | None, path: str, t: float, context: Context) -> list[Box]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from data_tools.convert.base import Context, Format, Row, Unusable, sample
 from data_tools.convert.messages import in_order, media_columns
-from data_tools.convert.text import answer_note, answer_to, read_answer, read_options, split_tags, with_options
+from data_tools.convert.text import answer_to, note_unless_box, read_answer, read_options, split_tags, with_options
 from data_tools.convert.video_r1 import TYPES
 from visd.types import Message, Sample
 
@@ -48,7 +48,7 @@ def read(row: Row, context: Context) -> Iterator[Sample]:
         messages=messages,
         answer=answer,
         rationale=split_tags(trajectory)[0] if trajectory else rationale,
-        meta={"answer_text": answer_note(stated, answer) if answer.type != "box" else None},
+        meta={"answer_text": note_unless_box(stated, answer)},
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from data_tools.convert.base import Context, Format, Row, Unusable, sample
 from data_tools.convert.messages import in_order, read_media, read_messages
-from data_tools.convert.text import answer_note, answer_to, split_tags
+from data_tools.convert.text import answer_to, note_unless_box, split_tags
 from visd.types import Media, MediaKind, Message, Sample
 
 
@@ -44,7 +44,7 @@ def conversation(row: Row, context: Context) -> Iterator[Sample]:
             messages=before,
             answer=answer,
             rationale=rationale,
-            meta={"answer_text": answer_note(text, answer) if answer.type != "box" else None},
+            meta={"answer_text": note_unless_box(text, answer)},
         )
 
 

@@ -17,7 +17,7 @@ from data_tools.convert.base import Context, Format, Row, Unusable, sample
 from data_tools.convert.boxes import BadBox
 from data_tools.convert.carried import COLUMN, answer_type, carried, response, restored
 from data_tools.convert.messages import in_order, media_columns, read_messages
-from data_tools.convert.text import answer_note, answer_to, split_tags
+from data_tools.convert.text import answer_to, note_unless_box, split_tags
 from visd.data.targets import box_text
 from visd.types import Box, Evidence, Media, Message, Sample
 
@@ -57,7 +57,7 @@ def read(row: Row, context: Context) -> Iterator[Sample]:
         evidence=Evidence(boxes=tuple(boxes)),
         rationale=rationale,
         meta={
-            "answer_text": answer_note(said, answer) if answer.type != "box" else None,
+            "answer_text": note_unless_box(said, answer),
             "boxes": {"from": kind} if boxes else None,
             "frame_lists": [len(paths) for paths in frames],
         },

@@ -233,3 +233,8 @@ def answer_note(text: str, answer: Answer) -> dict[str, str] | None:
     """What `stated_answer` needs: the source's text, and what it stands for."""
     kept = kept_answer(text, answer)
     return None if kept is None else {"text": kept, "of": answer_text(answer)}
+
+
+def note_unless_box(text: str, answer: Answer) -> dict[str, str] | None:
+    """`answer_note`, but none for a box, which is written in 0-1 whatever its source wrote."""
+    return answer_note(text, answer) if answer.type != "box" else None

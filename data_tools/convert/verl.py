@@ -14,7 +14,7 @@ from typing import Any
 
 from data_tools.convert.base import Context, Format, Row, Unusable, sample
 from data_tools.convert.messages import in_order, media_columns, read_messages
-from data_tools.convert.text import answer_note, answer_to, split_tags
+from data_tools.convert.text import answer_to, note_unless_box, split_tags
 from visd.types import Sample
 
 
@@ -38,7 +38,7 @@ def read(row: Row, context: Context) -> Iterator[Sample]:
         messages=messages,
         answer=answer,
         rationale=rationale,
-        meta={"answer_text": answer_note(stated, answer) if answer.type != "box" else None, "reward_model": rest},
+        meta={"answer_text": note_unless_box(stated, answer), "reward_model": rest},
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from data_tools.convert.base import Context, Format, Row, Unusable, sample
 from data_tools.convert.messages import in_order, media_columns, read_messages
-from data_tools.convert.text import answer_note, answer_to, split_tags
+from data_tools.convert.text import answer_to, note_unless_box, split_tags
 from visd.types import Box, Evidence, Sample
 
 
@@ -39,7 +39,7 @@ def read(row: Row, context: Context) -> Iterator[Sample]:
         answer=answer,
         evidence=Evidence(boxes=boxes),
         rationale=rationale,
-        meta={"answer_text": answer_note(stated, answer) if answer.type != "box" else None},
+        meta={"answer_text": note_unless_box(stated, answer)},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,21 @@ def write_manifest(path: Path, lines: Iterable[str]) -> int:
         How many there were.
     """
     check_kind(path)
+    with replacing(path) as part:
+        return _write_parquet(part, lines) if path.suffix == ".parquet" else _write_lines(part, lines)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` if all goes well and vanishes if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
-        count = _write_parquet(part, lines) if path.suffix == ".parquet" else _write_lines(part, lines)
+        yield part
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    return count
 
 
 def _write_lines(part: Path, lines: Iterable[str]) -> int:

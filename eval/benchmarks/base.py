@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eval.answers import Kind, Reading
+from visd.data.manifest import LETTERS
 from visd.types import Media, Message, Question
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,11 @@ class Mean:
     merge: Mapping[str, str] = field(default_factory=dict)  # joins values of `by`: their means are averaged first
 
 
+def right(item: Item, reading: Reading, seen: Seen) -> dict[str, float]:
+    """Exact agreement with the truth."""
+    return {"accuracy": float(reading.value is not None and reading.value == item.truth)}
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """A benchmark with its settings. `headline` names the number that papers quote."""
@@ -85,18 +89,13 @@ class Benchmark:
     hub: str  # where the data is published
     needs: str  # what to download and where below the root it belongs
     read: Callable[[Path], list[Item]]
-    score: Callable[[Item, Reading, Seen], dict[str, float]]
-    means: Mapping[str, Mean]
-    headline: str
     protocols: Mapping[str, Protocol]
+    score: Callable[[Item, Reading, Seen], dict[str, float]] = right
+    means: Mapping[str, Mean] = field(default_factory=lambda: {"accuracy": Mean("accuracy")})
+    headline: str = "accuracy"
     combine: Mapping[str, tuple[Callable[..., float], tuple[str, ...]]] = field(default_factory=dict)
     """Further numbers: a function of other reported means, by their names."""
     notes: tuple[str, ...] = ()  # what differs from the published evaluation
-
-
-def right(item: Item, reading: Reading, seen: Seen) -> dict[str, float]:
-    """Exact agreement with the truth."""
-    return {"accuracy": float(reading.value is not None and reading.value == item.truth)}
 
 
 def media_path(*parts: str, start: float | None = None, end: float | None = None) -> tuple[Media, ...]:

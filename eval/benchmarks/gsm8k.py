@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.benchmarks.base import Benchmark, Item, Mean, Protocol, right
+from eval.benchmarks.base import Benchmark, Item, Protocol
 from eval.benchmarks.files import Source, field
 from eval.benchmarks.protocols import with_presets
 from visd.reward.parse import parse_number
@@ -40,8 +40,5 @@ BENCHMARK = Benchmark(
     hub=HUB,
     needs=NEEDS,
     read=read,
-    score=right,
-    means={"accuracy": Mean("accuracy")},
-    headline="accuracy",
     protocols=with_presets(OFFICIAL),
 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.benchmarks.base import LETTERS, Benchmark, Item, Mean, Protocol, media_path, right
+from eval.benchmarks.base import Benchmark, Item, media_path
 from eval.benchmarks.files import Source, field
-from eval.benchmarks.protocols import LETTER_ONLY, QWEN_VIDEO, with_presets
+from eval.benchmarks.protocols import LETTER_PROTOCOL, with_presets
+from visd.data.manifest import LETTERS
 
 HUB = "longvideobench/LongVideoBench"
 NEEDS = "lvb_val.json and the unpacked videos below videos/"
@@ -40,11 +41,6 @@ BENCHMARK = Benchmark(
     hub=HUB,
     needs=NEEDS,
     read=read,
-    score=right,
-    means={"accuracy": Mean("accuracy")},
-    headline="accuracy",
-    protocols=with_presets(
-        Protocol(source="letter prompt; Qwen2.5-VL's sampling", templates={"*": LETTER_ONLY}, video=QWEN_VIDEO)
-    ),
+    protocols=with_presets(LETTER_PROTOCOL),
     notes=("an unreadable answer is wrong; the published code draws a letter at random",),
 )

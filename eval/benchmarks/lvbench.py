@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from eval.benchmarks.base import Benchmark, Item, Mean, Protocol, media_path, right
+from eval.benchmarks.base import Benchmark, Item, Protocol, media_path
 from eval.benchmarks.files import Source, field, letter_of
 from eval.benchmarks.protocols import LETTER_ONLY, QWEN_VIDEO, with_presets
 
@@ -47,9 +47,6 @@ BENCHMARK = Benchmark(
     hub=HUB,
     needs=NEEDS,
     read=read,
-    score=right,
-    means={"accuracy": Mean("accuracy")},
-    headline="accuracy",
     protocols=with_presets(
         Protocol(
             source="letter prompt; Qwen2.5-VL's sampling",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eval.answers import Reading
-from eval.benchmarks.base import Benchmark, Item, Mean, Protocol, Seen
+from eval.benchmarks.base import Benchmark, Item, Protocol, Seen
 from eval.benchmarks.files import Source, field
 from eval.benchmarks.protocols import with_presets
 from visd.types import VisdError
@@ -63,7 +63,5 @@ BENCHMARK = Benchmark(
     needs=NEEDS,
     read=read,
     score=score,
-    means={"accuracy": Mean("accuracy")},
-    headline="accuracy",
     protocols=with_presets(OFFICIAL),
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.benchmarks.base import Benchmark, Item, Mean, Protocol, media_path, right
+from eval.benchmarks.base import Benchmark, Item, Mean, media_path
 from eval.benchmarks.files import Source, field, letter_of, read_rows
-from eval.benchmarks.protocols import LETTER_ONLY, QWEN_VIDEO, with_presets
+from eval.benchmarks.protocols import LETTER_PROTOCOL, with_presets
 
 HUB = "MLVU/MVLU"
 NEEDS = "json/1_plotQA.json ... and the videos as video/<task>/<name>.mp4"
@@ -43,11 +43,8 @@ BENCHMARK = Benchmark(
     hub=HUB,
     needs=NEEDS,
     read=read,
-    score=right,
     means={"m_avg": Mean("accuracy", by="task"), "accuracy": Mean("accuracy")},
     headline="m_avg",
-    protocols=with_presets(
-        Protocol(source="letter prompt; Qwen2.5-VL's sampling", templates={"*": LETTER_ONLY}, video=QWEN_VIDEO)
-    ),
+    protocols=with_presets(LETTER_PROTOCOL),
     notes=("sub-scene captioning and summaries are graded by a language model and are left out",),
 )

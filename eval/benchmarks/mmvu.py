@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.benchmarks.base import Benchmark, Item, Mean, Protocol, media_path, right
+from eval.benchmarks.base import Benchmark, Item, Protocol, media_path
 from eval.benchmarks.files import Source, field, letter_of
 from eval.benchmarks.protocols import QWEN_VIDEO, with_presets
 
@@ -54,9 +54,6 @@ BENCHMARK = Benchmark(
     hub=HUB,
     needs=NEEDS,
     read=read,
-    score=right,
-    means={"accuracy": Mean("accuracy")},
-    headline="accuracy",
     protocols=with_presets(OFFICIAL),
     notes=("open-ended questions are graded by a language model and are left out",),
 )

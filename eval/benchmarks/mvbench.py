@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.base import Benchmark, Item, Mean, Protocol, media_path, right
+from eval.benchmarks.base import Benchmark, Item, Mean, Protocol, media_path
 from eval.benchmarks.files import Source, field, letter_of, read_rows
 from eval.benchmarks.protocols import QWEN_VIDEO, with_presets
 from visd.types import VisdError
@@ -79,7 +79,6 @@ BENCHMARK = Benchmark(
     hub=HUB,
     needs=NEEDS,
     read=read,
-    score=right,
     means={"average": Mean("accuracy", by="task"), "accuracy": Mean("accuracy")},
     headline="average",
     protocols=with_presets(OFFICIAL),

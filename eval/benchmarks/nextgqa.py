@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers import Reading
-from eval.benchmarks.base import LETTERS, Benchmark, Item, Mean, Protocol, Seen, media_path
+from eval.benchmarks.base import Benchmark, Item, Mean, Protocol, Seen, media_path
 from eval.benchmarks.files import Source, field
 from eval.benchmarks.protocols import LETTER_ONLY, QWEN_VIDEO, with_presets
 from eval.metrics import best_window_iop, best_window_iou
+from visd.data.manifest import LETTERS
 from visd.types import VisdError
 
 HUB = "doc-doc/NExT-GQA"

@@ -16,6 +16,11 @@ QWEN_VIDEO: dict[str, float | int] = {
 
 LETTER_ONLY = "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
 
+LETTER_PROTOCOL = Protocol(
+    source="letter prompt; Qwen2.5-VL's sampling", templates={"*": LETTER_ONLY}, video=QWEN_VIDEO
+)
+"""Of benchmarks that publish no prompt of their own."""
+
 _R1 = (
     "{question}\n{options}\nPlease think about this question as if you were a human pondering deeply. "
     "Engage in an internal dialogue using expressions such as 'let me think', 'wait', 'Hmm', 'oh, I see', "

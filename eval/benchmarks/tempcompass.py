@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.base import Benchmark, Item, Mean, Protocol, media_path, right
+from eval.benchmarks.base import Benchmark, Item, Mean, Protocol, media_path
 from eval.benchmarks.files import Source, field, letter_of
 from eval.benchmarks.protocols import QWEN_VIDEO, with_presets
 
@@ -67,7 +67,6 @@ BENCHMARK = Benchmark(
     hub=HUB,
     needs=NEEDS,
     read=read,
-    score=right,
     means={"average": Mean("accuracy", by="task"), "accuracy": Mean("accuracy")},
     headline="average",
     protocols=with_presets(OFFICIAL),

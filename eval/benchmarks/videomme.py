@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.benchmarks.base import Benchmark, Item, Mean, Protocol, media_path, right
+from eval.benchmarks.base import Benchmark, Item, Protocol, media_path
 from eval.benchmarks.files import Source, field, letter_of, without_letters
 from eval.benchmarks.protocols import QWEN_VIDEO, with_presets
 
@@ -48,8 +48,5 @@ BENCHMARK = Benchmark(
     hub=HUB,
     needs=NEEDS,
     read=read,
-    score=right,
-    means={"accuracy": Mean("accuracy")},
-    headline="accuracy",
     protocols=with_presets(OFFICIAL),
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers import Reading
-from eval.benchmarks.base import Benchmark, Item, Mean, Protocol, Seen, media_path, right
+from eval.benchmarks.base import Benchmark, Item, Protocol, Seen, media_path, right
 from eval.benchmarks.files import Source, field, letter_of, read_rows, without_letters
 from eval.benchmarks.protocols import QWEN_VIDEO, with_presets
 from visd.reward.parse import normalise, parse_number
@@ -90,8 +90,6 @@ BENCHMARK = Benchmark(
     needs=NEEDS,
     read=read,
     score=score,
-    means={"accuracy": Mean("accuracy")},
-    headline="accuracy",
     protocols=with_presets(OFFICIAL),
     notes=("the questions' own images, if any, are not shown: the video of a question ends with them",),
 )

@@ -14,10 +14,11 @@ from torch.nn.functional import logsigmoid
 
 from tests.runs import small_config, small_run
 from tests.unit.method_data import batch_of, gather, group_of, sample_of
-from visd.config import ConfigError, RunConfig
+from visd.config import ConfigError, RewardSection, RunConfig
 from visd.methods.base import Scores, StepView
 from visd.methods.pbsd import PBSD, preference_loss
 from visd.objective.loss import Denominators, token_weights
+from visd.reward.combine import score
 from visd.train.launch import run_stage
 from visd.train.services import StepServices
 from visd.types import RolloutGroup, TokenBatch, TokenScores
@@ -139,7 +140,8 @@ def test_a_pair_without_its_other_half_is_left_out() -> None:
 def test_wrong_texts_make_pairs_only_where_asked(keep: str, kept: bool) -> None:
     group = group_of([0.0, 1.0], sample_of())
     method = PBSD(keep=keep)
-    assert method._kept(group, 0, group.rollouts[0], 0) is kept
+    wrong = score(group.sample, group.rollouts[0].text, RewardSection(), 0.0)
+    assert method._kept(wrong, group.rewards[0]) is kept
 
 
 def test_settings_that_cannot_work_are_refused() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
+from visd.objective.credit import sampled_log_ratio
 from visd.types import PrivilegedContext, RolloutGroup, ScoreNeeds, Term, TokenBatch, TokenCredit, TokenScores
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ class Scores:
 
     student: TokenScores
     teacher: TokenScores | None  # None when no row has a teacher
+
+
+def without_reward(scores: Scores) -> TokenCredit:
+    """The credit of a method that learns by its terms alone: 0 at every token; the gap to the teacher is for the log."""
+    nothing = torch.zeros_like(scores.student.logp)
+    ratio = None if scores.teacher is None else sampled_log_ratio(scores.teacher, scores.student)
+    return TokenCredit(nothing, nothing, ratio)
 
 
 @dataclass(frozen=True)

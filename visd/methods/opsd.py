@@ -21,12 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from visd.config import RunConfig
-from visd.methods.base import Method, Scores
+from visd.methods.base import Method, Scores, without_reward
 from visd.methods.checks import check_choice, check_context, check_range
-from visd.objective.credit import sampled_log_ratio
 from visd.objective.divergence import clipped_forward_kl, distillation, renormalised, support_needs
 from visd.teacher.siblings import REFERENCES, check_references, reference_solution
 from visd.types import PrivilegedContext, RolloutGroup, Sample, ScoreNeeds, Term, TokenBatch, TokenCredit
@@ -71,10 +68,7 @@ class OPSD(Method):
         return PrivilegedContext(reference=reference_solution(group.sample, self.reference))
 
     def advantages(self, batch: TokenBatch, scores: Scores, step: int) -> TokenCredit:
-        """No reward: 0 everywhere."""
-        nothing = torch.zeros_like(scores.student.logp)
-        ratio = None if scores.teacher is None else sampled_log_ratio(scores.teacher, scores.student)
-        return TokenCredit(nothing, nothing, ratio)
+        return without_reward(scores)
 
     def terms(self, batch: TokenBatch, scores: Scores, step: int) -> dict[str, Term]:
         if scores.teacher is None:

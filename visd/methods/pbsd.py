@@ -30,14 +30,23 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from visd.config import ConfigError, RewardSection, RunConfig
-from visd.methods.base import Method, Scores, Services, StepView
+from visd.methods.base import Method, Scores, Services, StepView, without_reward
 from visd.methods.checks import check_choice, check_context, check_range
-from visd.objective.credit import sampled_log_ratio
 from visd.observe.accumulate import Metrics, reduce
 from visd.observe.diagnostics import mentions_privileged
 from visd.reward.combine import score
 from visd.teacher.siblings import REFERENCES, check_references, reference_solution
-from visd.types import PrivilegedContext, Rollout, RolloutGroup, Sample, ScoreNeeds, Term, TokenBatch, TokenCredit
+from visd.types import (
+    PrivilegedContext,
+    Rewards,
+    Rollout,
+    RolloutGroup,
+    Sample,
+    ScoreNeeds,
+    Term,
+    TokenBatch,
+    TokenCredit,
+)
 
 Key = tuple[str, int]
 """Sample id and rollout index."""
@@ -106,32 +115,24 @@ class PBSD(Method):
         chosen_logp = services.score(plain, written)
         rejected_logp = services.score(plain, [g.rollouts[k] for g, k in asked])
         self._student, self._partner, self._chosen = {}, {}, set()
-        added: dict[str, list[Rollout]] = {}
+        progress = services.step / self._steps
+        added: dict[str, list[tuple[Rollout, Rewards]]] = {}
         for (group, k), text, own, other in zip(asked, written, chosen_logp, rejected_logp, strict=True):
             texts = added.setdefault(group.sample.id, [])
             chosen, rejected = (group.sample.id, len(group.rollouts) + len(texts)), (group.sample.id, k)
             # Its log-probabilities are the student's, as are those of every other rollout.
-            texts.append(replace(text, logp=tuple(own), by_teacher=True))
+            rewards = score(group.sample, text.text, self._reward, progress)
+            texts.append((replace(text, logp=tuple(own), by_teacher=True), rewards))
             self._student[chosen], self._student[rejected] = self._sum(own), self._sum(other)
-            if self._kept(group, k, text, services.step):
+            if self._kept(rewards, group.rewards[k]):
                 self._partner[chosen], self._partner[rejected] = rejected, chosen
                 self._chosen.add(chosen)
-        return [self._joined(group, added.get(group.sample.id, []), services.step) for group in groups]
+        return [joined(group, added.get(group.sample.id, [])) for group in groups]
 
-    def _joined(self, group: RolloutGroup, texts: Sequence[Rollout], step: int) -> RolloutGroup:
-        rewards = tuple(score(group.sample, text.text, self._reward, step / self._steps) for text in texts)
-        return replace(
-            group,
-            rollouts=group.rollouts + tuple(texts),
-            rewards=group.rewards + rewards,
-            advantages=group.advantages + (0.0,) * len(texts),
-        )
-
-    def _kept(self, group: RolloutGroup, index: int, text: Rollout, step: int) -> bool:
+    def _kept(self, chosen: Rewards, rejected: Rewards) -> bool:
         if self.keep == "all":
             return True
-        right = score(group.sample, text.text, self._reward, step / self._steps).correct
-        return right and (self.keep == "right" or not group.rewards[index].correct)
+        return chosen.correct and (self.keep == "right" or not rejected.correct)
 
     def _sum(self, logp: Sequence[float]) -> float:
         return math.fsum(logp) / (len(logp) if self.length_normalised else 1)
@@ -164,10 +165,7 @@ class PBSD(Method):
         return found
 
     def advantages(self, batch: TokenBatch, scores: Scores, step: int) -> TokenCredit:
-        """No reward: 0 everywhere."""
-        nothing = torch.zeros_like(scores.student.logp)
-        ratio = None if scores.teacher is None else sampled_log_ratio(scores.teacher, scores.student)
-        return TokenCredit(nothing, nothing, ratio)
+        return without_reward(scores)
 
     def terms(self, batch: TokenBatch, scores: Scores, step: int) -> dict[str, Term]:
         if scores.teacher is None:
@@ -184,6 +182,16 @@ class PBSD(Method):
         halved = loss - 0.5 * loss.detach()
         value = (self._scale * halved)[:, None].expand(batch.mask.shape)
         return {"preference": Term(value, batch.taught & paired[:, None], 1.0)}
+
+
+def joined(group: RolloutGroup, texts: Sequence[tuple[Rollout, Rewards]]) -> RolloutGroup:
+    """The group with the teacher's texts as further rollouts, which no advantage concerns."""
+    return replace(
+        group,
+        rollouts=group.rollouts + tuple(text for text, _ in texts),
+        rewards=group.rewards + tuple(rewards for _, rewards in texts),
+        advantages=group.advantages + (0.0,) * len(texts),
+    )
 
 
 def preference_loss(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:

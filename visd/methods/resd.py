@@ -38,10 +38,9 @@ import torch
 from torch import Tensor
 
 from visd.config import ConfigError, RunConfig
-from visd.methods.base import Method, Scores, Services, StepView
+from visd.methods.base import Method, Scores, Services, StepView, without_reward
 from visd.methods.checks import check_choice, check_context, check_range
 from visd.methods.resd_writer import Attempt, Key, ModelWriter, RuleWriter, Writer
-from visd.objective.credit import sampled_log_ratio
 from visd.objective.divergence import (
     generalised_jsd,
     ratio_clamped,
@@ -273,9 +272,7 @@ class RESD(Method):
         return found | self._counts | playbook | {"solutions": float(len(self._solutions))}
 
     def advantages(self, batch: TokenBatch, scores: Scores, step: int) -> TokenCredit:
-        nothing = torch.zeros_like(scores.student.logp)
-        ratio = None if scores.teacher is None else sampled_log_ratio(scores.teacher, scores.student)
-        return TokenCredit(nothing, nothing, ratio)
+        return without_reward(scores)
 
     def terms(self, batch: TokenBatch, scores: Scores, step: int) -> dict[str, Term]:
         if scores.teacher is None:

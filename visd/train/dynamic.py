@@ -27,8 +27,10 @@ def varied_groups(
     mode = run.config.objective.dynamic_sampling
     if mode == "off":
         return list(groups), []
-    kept = [group for group in groups if varies(run, group)]
-    dropped = [group for group in groups if not varies(run, group)]
+    kept: list[RolloutGroup] = []
+    dropped: list[RolloutGroup] = []
+    for group in groups:
+        (kept if varies(run, group) else dropped).append(group)
     if mode == "drop":
         return kept, dropped
     rank, ranks = run.backend.rank, run.backend.world_size
