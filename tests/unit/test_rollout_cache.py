@@ -32,6 +32,25 @@ def test_it_grows_as_the_plain_cache_does_without_moving() -> None:
     assert places == [layer.keys.data_ptr() for layer in roomy.layers]  # type: ignore[union-attr]
 
 
+def test_rows_that_stay_keep_what_they_hold_and_their_room() -> None:
+    roomy, plain = filled(), filled()
+    for cache in (roomy, plain):
+        if cache is roomy:
+            for_answers(cache, repeats=2, room=2)
+        else:
+            cache.batch_repeat_interleave(2)
+    staying = torch.tensor([0, 3, 5])
+    numbers = torch.Generator().manual_seed(1)
+    for rows, select in ((6, True), (3, False)):
+        for index in range(2):
+            new = torch.randn(rows, 2, 1, 4, generator=numbers), torch.randn(rows, 2, 1, 4, generator=numbers)
+            for mine, theirs in zip(roomy.update(*new, index), plain.update(*new, index), strict=True):
+                assert torch.equal(mine, theirs)
+        if select:
+            roomy.batch_select_indices(staying)
+            plain.batch_select_indices(staying)
+
+
 @torch.no_grad()
 def test_a_model_reads_it_as_it_reads_the_plain_one() -> None:
     model = tiny_hf("text")

@@ -7,6 +7,7 @@ import torch
 
 from tests.models import EOS, tiny_policy, video_prompt
 from visd.policy.batch import Row
+from visd.rollout import transformers_engine
 from visd.rollout.base import Sampling
 from visd.rollout.sampling import SeededSampler, token_pieces
 from visd.rollout.transformers_engine import TransformersEngine
@@ -63,6 +64,26 @@ def test_rollouts_depend_on_their_seed_alone(family: str) -> None:
     assert together[1][1].token_ids == alone[0][0].token_ids
     assert together[0][0].token_ids != together[0][1].token_ids
     assert all(r.policy_version == 7 for group in together for r in group)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "text"])
+def test_leaving_ended_rows_behind_changes_no_answer(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy(family)
+    policy.eos_ids = tuple(range(5, policy.model.vocab_size, 6))  # so many that answers end early
+    engine = TransformersEngine(policy, Numbers())
+    prompts = [video_prompt(policy.family, name, grids) for name, grids in (("a", 3), ("b", 1))]
+    seeds = [list(range(8)), list(range(10, 18))]
+    answers = []
+    for share in (2.0, 0.25, 0.0):  # never, when a quarter has ended, at every token
+        monkeypatch.setattr(transformers_engine, "ENDED_SHARE", share)
+        groups = engine.generate(prompts, Sampling(8, 1.0, 1.0, 0, 12), seeds, policy_version=0)
+        answers.append([rollout for group in groups for rollout in group])
+    lengths = [len(rollout.token_ids) for rollout in answers[0]]
+    assert len(set(lengths)) > 3 and min(lengths) < 12
+    for others in answers[1:]:
+        for one, other in zip(answers[0], others, strict=True):
+            assert (one.token_ids, one.stop_reason) == (other.token_ids, other.stop_reason)
+            torch.testing.assert_close(torch.tensor(one.logp), torch.tensor(other.logp), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "text"])

@@ -26,6 +26,12 @@ class RoomyLayer(DynamicLayer):
             stored[..., start:end, :] = new
         return self._show(end)
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some of the rows, with the room that they had."""
+        length = self.get_seq_length()
+        self._stored = tuple(_selected(stored, indices, length) for stored in self._stored)
+        self._show(length)
+
     def _show(self, length: int) -> tuple[Tensor, Tensor]:
         self.keys, self.values = (stored[..., :length, :] for stored in self._stored)
         return self.keys, self.values
@@ -36,6 +42,12 @@ def _spread(part: Tensor, repeats: int, room: int) -> Tensor:
     stored = part.new_empty((rows, repeats, heads, length + room, width))
     stored[..., :length, :] = part[:, None]
     return stored.flatten(0, 1)
+
+
+def _selected(stored: Tensor, indices: Tensor, length: int) -> Tensor:
+    kept = stored.new_empty((len(indices), *stored.shape[1:]))
+    kept[..., :length, :] = stored[indices, :, :length]
+    return kept
 
 
 def for_answers(cache: DynamicCache, repeats: int, room: int) -> None:

@@ -26,12 +26,19 @@ class SeededSampler(LogitsProcessor):
         self.banned = banned_V
         uniform = np.stack([generator("sampling", seed).random(sampling.max_new_tokens) for seed in seeds])
         self.uniform = torch.from_numpy(uniform).to(banned_V.device)
-        self.logp: list[Tensor] = []
+        self.drawn = 0
+        self.logp: list[Tensor] = []  # [rows] for each token drawn since the rows were last cut down
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows."""
+        self.uniform = self.uniform[rows]
+        self.logp = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         logits = scores.float().masked_fill(self.banned, float("-inf")) / self.sampling.temperature
         logp = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
-        chosen = logp.argmax(-1) if self.sampling.greedy else self._draw(logp, self.uniform[:, len(self.logp)])
+        chosen = logp.argmax(-1) if self.sampling.greedy else self._draw(logp, self.uniform[:, self.drawn])
+        self.drawn += 1
         self.logp.append(logp.gather(-1, chosen[:, None]).squeeze(-1))
         return torch.full_like(logits, float("-inf")).scatter_(-1, chosen[:, None], 0.0)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from visd.policy.batch import ForwardInputs, VisionFeatures, concatenate_features
 from visd.policy.policy import Policy
@@ -16,6 +16,20 @@ from visd.rollout.base import RolloutEngine, Sampling
 from visd.rollout.cache import for_answers
 from visd.rollout.sampling import SeededSampler, token_pieces
 from visd.types import Prompt, Rollout
+
+ENDED_SHARE = 0.25
+"""Of the rows of a round; fewer would be copied more often than their computing costs."""
+
+
+class ManyEnded(StoppingCriteria):
+    """Ends a round of all rows when `ENDED_SHARE` of them have ended."""
+
+    def __init__(self, eos_ids: Tensor):
+        self.eos_ids = eos_ids
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        ended = torch.isin(input_ids[:, -1], self.eos_ids)  # ended rows are padded with an end-of-sequence id
+        return torch.full_like(ended, bool(ended.float().mean() >= ENDED_SHARE))
 
 
 @dataclass
@@ -38,31 +52,61 @@ class TransformersEngine(RolloutEngine):
         for_answers(cache, sampling.n, sampling.max_new_tokens)
 
         flat_seeds = [seed for row in seeds for seed in row]
-        sampler = SeededSampler(flat_seeds, sampling, model.banned)
-        positions = inputs.position_ids if self.policy.family.four_rows else inputs.position_ids[0]
-        output = model.hf.generate(
-            input_ids=inputs.input_ids.repeat_interleave(sampling.n, dim=0),
-            attention_mask=inputs.attention_mask.repeat_interleave(sampling.n, dim=0),
-            position_ids=positions.repeat_interleave(sampling.n, dim=-2),
-            past_key_values=cache,
-            generation_config=self._generation_config(sampling),
-            logits_processor=[sampler],
-            synced_gpus=False,  # weights are whole here, and a rank may have nothing to sample
-        )
-        tokens = output[:, inputs.input_ids.shape[1] :].tolist()
-        logp = torch.stack(sampler.logp, dim=1).tolist()
+        tokens, logp = self._answers(inputs, cache, SeededSampler(flat_seeds, sampling, model.banned))
         rollouts = [
             self._rollout(ids, values, seed, policy_version)
             for ids, values, seed in zip(tokens, logp, flat_seeds, strict=True)
         ]
         return [tuple(rollouts[i : i + sampling.n]) for i in range(0, len(rollouts), sampling.n)]
 
-    def _generation_config(self, sampling: Sampling) -> GenerationConfig:
+    def _answers(
+        self, inputs: ForwardInputs, cache: DynamicCache, sampler: SeededSampler
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Tokens and log-probabilities of every answer, in rounds: each ends when many of its rows have.
+
+        `generate` computes ended rows until the last one ends, which is most of the work where few answers are long.
+        """
+        n, most = sampler.sampling.n, sampler.sampling.max_new_tokens
+        positions = inputs.position_ids if self.policy.family.four_rows else inputs.position_ids[0]
+        ids = inputs.input_ids.repeat_interleave(n, dim=0)
+        mask = inputs.attention_mask.repeat_interleave(n, dim=0)
+        positions = positions.repeat_interleave(n, dim=-2)
+        tokens: list[list[int]] = [[] for _ in range(len(ids))]
+        logp: list[list[float]] = [[] for _ in range(len(ids))]
+        rows = torch.arange(len(ids), device=ids.device)
+        eos = torch.tensor(self.policy.eos_ids, device=ids.device)
+        while True:
+            before = ids.shape[1]
+            ids = self.policy.model.hf.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                generation_config=self._generation_config(most - sampler.drawn),
+                logits_processor=[sampler],
+                stopping_criteria=StoppingCriteriaList([ManyEnded(eos)]),
+                synced_gpus=False,  # weights are whole here, and a rank may have nothing to sample
+            )
+            drawn = zip(rows.tolist(), ids[:, before:].tolist(), torch.stack(sampler.logp, dim=1).tolist(), strict=True)
+            for row, new_ids, new_logp in drawn:
+                tokens[row] += new_ids
+                logp[row] += new_logp
+            going_on = (~torch.isin(ids[:, -1], eos)).nonzero().squeeze(-1)
+            if not len(going_on) or sampler.drawn == most:
+                return tokens, logp
+            new = torch.arange(1, ids.shape[1] - before + 1, device=ids.device)
+            mask = torch.cat([mask, mask.new_ones(len(ids), len(new))], dim=1)[going_on]
+            positions = torch.cat([positions, positions[..., -1:] + new], dim=-1)[..., going_on, :]
+            ids, rows = ids[going_on], rows[going_on]
+            cache.batch_select_indices(going_on)
+            sampler.keep(going_on)
+
+    def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
         """Everything is said here, so that the checkpoint's own sampling defaults have no say."""
         return GenerationConfig(
             do_sample=False,
             num_beams=1,
-            max_new_tokens=sampling.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             eos_token_id=list(self.policy.eos_ids),
             pad_token_id=self.policy.eos_ids[0],
             use_cache=True,
