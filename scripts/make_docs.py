@@ -100,10 +100,16 @@ def target_fields(target: str) -> list[FieldDoc]:
     return [doc for doc in found.values() if doc.default != "required" and "init=False" not in doc.default]
 
 
+def schema_classes() -> dict[str, list[FieldDoc]]:
+    """Sections of the schema and their fields."""
+    files = [ROOT / "visd/config_train.py", ROOT / "visd/config.py"]
+    return {name: docs for path in files for name, docs in class_fields(path.read_text(encoding="utf-8")).items()}
+
+
 def configuration_page() -> str:
     """docs/configuration.md."""
     parts = [INTRODUCTION, "## Groups", _groups()]
-    classes = class_fields((ROOT / "visd/config.py").read_text(encoding="utf-8"))
+    classes = schema_classes()
     parts += ["## Fields", _sections(classes, "RunConfig", "")]
     for title, group in (("Methods", "method"), ("Judges", "judge")):
         parts += [f"## {title}", _targets(group)]

@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from visd.config_train import TrainSection
 from visd.types import VisdError
 
 
@@ -39,16 +40,6 @@ class CheckpointSection:
     export: str = (
         "final"  # Hugging Face folder: final writes run.dir/model at the end, all also checkpoints/*/model, never none
     )
-
-
-@dataclass
-class TrainSection:
-    steps: int = 100  # optimiser steps of the whole run
-    stop_after: int = 0  # stop cleanly after that many steps of this start; 0 runs to the end
-    prompts_per_step: int = 8  # over all ranks
-    micro_batch_tokens: int = 16384  # most padded prompt + response tokens in one forward of one rank
-    threads: int = 0  # CPU threads of a process; 0 divides the cores among the local ranks
-    deterministic: bool = True  # use deterministic kernels, so that resume is bit-exact
 
 
 @dataclass
@@ -251,6 +242,7 @@ class RunConfig:
 CHOICES: dict[str, tuple[str, ...]] = {
     "checkpoint.export": ("final", "all", "never"),
     "stage": ("rl", "sft"),
+    "train.shared_prefix": ("never", "auto"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("sdpa", "eager", "flash_attention_2"),
     "prompt.over_budget": ("drop", "frames", "pixels"),

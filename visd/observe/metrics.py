@@ -1,7 +1,7 @@
 """Step data to named metrics. Pure functions; the step's value comes from `accumulate.reduce` over ranks.
 
 Names: `reward/`, `accuracy/<family>`, `advantage/`, `group/`, `rollout/`, `leak/`, `teacher/`, `judge/`, `gap/` (D_t = log
-teacher - log student), `overlap/` (their most probable tokens, `objective/overlap.py`), `weight/` (per-token weight), `policy/`, `engine/`,
+teacher - log student), `overlap/` (their most probable tokens, `objective/overlap.py`), `weight/` (per-token weight), `policy/`, `engine/`, `update/` (tokens that went through the model),
 `drops/<reason>`, `prompts/reduced_<rule>`, `time/<phase>`.
 """
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visd.policy.attention import SharedLayout
 from visd.types import Prompt, VisionInputs
 
 
@@ -34,17 +35,28 @@ class Row:
 
 @dataclass
 class ForwardInputs:
-    """What the policy's forward takes. L: padded length, T: padded responses."""
+    """What the policy's forward takes. B: sequences, L: their padded length, R: rows, T: padded responses.
+
+    Each row is a sequence, unless a layout says that one sequence holds them all.
+    """
 
     input_ids: Tensor  # [B, L] long, prompt then response, right-padded
     attention_mask: Tensor  # [B, L] bool
     mm_token_type_ids: Tensor  # [B, L] int; 0 on responses, from the prompt only
     position_ids: Tensor  # [4, B, L] long
-    response_index: Tensor  # [B, T] long: the position whose hidden state predicts response token t
-    response_ids: Tensor  # [B, T] long
-    response_mask: Tensor  # [B, T] bool
-    features: VisionFeatures | None  # of all rows, concatenated in row order; None where no row has media
-    media: tuple[VisionInputs, ...] = ()  # for a tower inside the forward: one a row that has media
+    response_index: Tensor  # [R, T] long: the position whose hidden state predicts response token t
+    response_ids: Tensor  # [R, T] long
+    response_mask: Tensor  # [R, T] bool
+    features: VisionFeatures | None  # of all prompts, concatenated in their order; None where none has media
+    media: tuple[VisionInputs, ...] = ()  # for a tower inside the forward: one a prompt that has media
+    layout: SharedLayout | None = None  # B is 1 and rows share prefixes: `response_index` then is a place among the L
+
+    @property
+    def prompt_types(self) -> list[Tensor]:
+        """Token types of each prompt, one a prefix where rows share some."""
+        if self.layout is None:
+            return [row[mask] for row, mask in zip(self.mm_token_type_ids, self.attention_mask, strict=True)]
+        return [self.mm_token_type_ids[0, span.start : span.middle] for span in self.layout.spans]
 
     def to(self, device: torch.device) -> ForwardInputs:
         moved: dict[str, Any] = {f.name: _move(getattr(self, f.name), device) for f in fields(self)}
@@ -54,6 +66,8 @@ class ForwardInputs:
 def _move(value: object, device: torch.device) -> object:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
+    if isinstance(value, SharedLayout):
+        return value.to(device)
     if isinstance(value, VisionFeatures):
         return VisionFeatures(value.embeds.to(device), tuple(level.to(device) for level in value.deepstack))
     return value

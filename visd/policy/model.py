@@ -66,10 +66,14 @@ class PolicyModel(nn.Module):
         """
         hidden = self.hidden_states(inputs)
         mask = inputs.response_mask
-        rows = torch.arange(mask.shape[0], device=mask.device)[:, None].expand_as(mask)
+        if inputs.layout is None:
+            rows = torch.arange(mask.shape[0], device=mask.device)[:, None].expand_as(mask)
+            predictors = hidden[rows[mask], inputs.response_index[mask]]
+        else:
+            predictors = hidden[0, inputs.response_index[mask]]
         scores = score_positions(
             self.head,
-            hidden[rows[mask], inputs.response_index[mask]],
+            predictors,
             inputs.response_ids[mask],
             vocab_size=self.vocab_size,
             temperature=temperature,
@@ -95,9 +99,13 @@ class PolicyModel(nn.Module):
             if features.deepstack:
                 extra["visual_pos_masks"] = visual
                 extra["deepstack_visual_embeds"] = [level.to(embeds.dtype) for level in features.deepstack]
+        mask = inputs.attention_mask
+        if inputs.layout is not None:
+            extra["shared_layout"] = inputs.layout
+            mask = mask[:, None, None, :1]  # with four dimensions transformers takes it as made, and makes none
         return self.text_model(
             inputs_embeds=embeds,
-            attention_mask=inputs.attention_mask,
+            attention_mask=mask,
             position_ids=inputs.position_ids if self.family.four_rows else inputs.position_ids[0],
             **extra,
         )
@@ -108,8 +116,7 @@ class PolicyModel(nn.Module):
             return inputs.features, None
         modules = vision_modules(self.hf, self.family)
         if inputs.media:
-            types = [row[mask] for row, mask in zip(inputs.mm_token_type_ids, inputs.attention_mask, strict=True)]
-            with_media = [row.cpu() for row in types if bool((row > 0).any())]
+            with_media = [row.cpu() for row in inputs.prompt_types if bool((row > 0).any())]
             return concatenate_features(encode_media(self.family, modules, inputs.media, with_media)), None
         nothing_seen, its_types = self.family.dummy_media()
         feature = encode_media(self.family, modules, [nothing_seen], [its_types])[0]

@@ -15,9 +15,11 @@ from visd.config import ConfigError, ModelSection
 from visd.media.families import family_from_config
 from visd.media.families.base import Family
 from visd.policy import lora
+from visd.policy.attention import share_prefixes
 from visd.policy.batch import Row, VisionFeatures, build_inputs
 from visd.policy.model import PolicyModel
 from visd.policy.oom import memory_of
+from visd.policy.prefix import build_shared_inputs
 from visd.policy.vision import Tower, encode_media, multiply_patches, take_tower, vision_modules
 from visd.types import Prompt, ScoreNeeds, TokenScores, VisdError
 
@@ -50,6 +52,7 @@ class Policy:
         self.eos_ids = eos_ids
         self.adapter_scale = adapter_scale  # factor of the adapters' products; None without adapters
         self.family = model.family
+        self.shares_prefixes = False
         self.tower_calls = 0
         self._features: dict[str, VisionFeatures] = {}
 
@@ -100,6 +103,15 @@ class Policy:
         """Dropout is never used; training mode only switches gradient checkpointing on."""
         self.model.train(training)
 
+    def share_prefixes(self) -> None:
+        """From now on `score` runs what a sample's rows begin with once, instead of once a row.
+
+        Raises:
+            VisdError: the model's attention cannot.
+        """
+        share_prefixes(self.model.text_model)
+        self.shares_prefixes = True
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> list[VisionFeatures | None]:
         """Features of each prompt from the tower outside; None for text and for a tower inside.
@@ -131,9 +143,16 @@ class Policy:
         needs: ScoreNeeds,
         support_ids: Tensor | None = None,
         forward: Forward | None = None,
+        shared: bool | None = None,
     ) -> TokenScores:
-        """Scores of the rows' response tokens. `forward` is the parallel wrapper's; default: the module itself."""
-        inputs = build_inputs(rows).to(self.device)
+        """Scores of the rows' response tokens.
+
+        Args:
+            forward: the parallel wrapper's; default: the module itself.
+            shared: whether rows that begin alike do so once; default: as `share_prefixes` was called or not.
+        """
+        shared = self.shares_prefixes if shared is None else shared
+        inputs = (build_shared_inputs if shared else build_inputs)(rows).to(self.device)
         scores = (forward or self.model)(inputs, temperature, needs, support_ids)
         return TokenScores(**scores)
 

@@ -63,6 +63,8 @@ def summary(run: Run, wall_seconds: float) -> dict[str, Any]:
         "drops": dict(run.drops.reasons),
         "dropped_ids": sorted(run.drops.by_id),
         "reduced": dict(run.reductions),
+        "shared_prefix": run.policy.shares_prefixes,
+        "unshared": run.unshared,
         "processes": run.backend.world_size,
         "parallel": run.config.parallel.mode,
     }

@@ -20,6 +20,7 @@ from visd.train.dynamic import varied_groups
 from visd.train.record import record_step
 from visd.train.run import Run
 from visd.train.services import StepServices
+from visd.train.sharing import confirm
 from visd.train.state import save_if_due
 from visd.train.teach import old_scores, reference_scores, teacher_scores
 from visd.train.update import update_policy
@@ -40,6 +41,7 @@ def train(run: Run) -> None:
             groups = with_reports(judge, groups)
         groups = [with_advantages(run, group) for group in groups]
         with run.timer.phase("prepare"):
+            confirm(run, groups)
             groups = list(run.method.prepare(groups, StepServices(run)))
         with run.timer.phase("teacher"):
             teacher = teacher_scores(run, groups, step)

@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from visd.types import VisdError
+from visd.policy.batch import Row
+from visd.policy.prefix import plan_bundles, too_long
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows go through the model together, and what that costs."""
+
+    batches: list[list[int]]  # row indices by micro-batch
+    tokens: int  # through the model, padding included
+    repeated: int = 0  # of these, in prefixes that run again because a group does not fit into one micro-batch
+
+
+def plan_rows(rows: Sequence[Row], budget: int, describe: Callable[[int], str], shared: bool) -> Plan:
+    """Micro-batches of at most `budget` tokens; with `shared`, what a sample's rows begin with counts and runs once.
+
+    Raises:
+        VisdError: a single row is longer than the budget; `describe(row)` names it.
+    """
+    if shared:
+        return Plan(*plan_bundles(rows, budget, describe))
+    batches = micro_batches([len(row) for row in rows], budget, describe)
+    return Plan(batches, sum(len(batch) * max(len(rows[i]) for i in batch) for batch in batches))
 
 
 def micro_batches(lengths: Sequence[int], budget: int, describe: Callable[[int], str]) -> list[list[int]]:
@@ -19,10 +42,7 @@ def micro_batches(lengths: Sequence[int], budget: int, describe: Callable[[int],
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
         length = lengths[row]
         if length > budget:
-            raise VisdError(
-                f"{describe(row)} takes {length} tokens, more than train.micro_batch_tokens = {budget}: "
-                "raise it, or lower prompt.max_tokens, prompt.video or rollout.max_new_tokens."
-            )
+            raise too_long(describe(row), length, budget)
         if not plan or (len(plan[-1]) + 1) * length > budget:
             plan.append([])
         plan[-1].append(row)

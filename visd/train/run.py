@@ -29,6 +29,7 @@ from visd.teacher.external import ExternalTeacher, check_media, load_external
 from visd.teacher.view import check_blocks
 from visd.teacher.weights import TeacherWeights
 from visd.train.optimizer import optimizer_factory
+from visd.train.sharing import share_where_possible
 from visd.types import DroppedSample, Prompt, Sample, VisdError
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,8 @@ class Run:
     tracker: Tracker | None = None  # set when the first step is known
     step: int = 0  # optimiser steps done
     policy_version: int = 0  # optimiser steps that changed the weights
+    unshared: str = ""  # why train.shared_prefix=auto shares nothing, if it does not
+    sharing_confirmed: bool = False  # rows with shared prefixes were compared with rows by themselves
 
     @property
     def reductions(self) -> Counter[str]:
@@ -215,6 +218,9 @@ def set_up(config: RunConfig) -> Run:
     # Adapters are float32 of themselves, so that their frozen base need not be; fsdp2 wants one dtype a layer.
     plain = mode.startswith("zero") or (config.model.lora.rank and mode != "fsdp2")
     policy = Policy.load(config.model, backend.device, None if plain or not bf16 else torch.float32, config.run.seed)
+    unshared = ""
+    if config.stage == "rl" and config.train.shared_prefix == "auto":
+        unshared = share_where_possible(policy, compute_dtype(config.model, backend.device))
     processor = PromptProcessor.load(config.model.path, config.prompt, Path(config.data.root), config.data.frames)
     engine: RolloutEngine = build(config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer)
     if judge is not None:
@@ -245,6 +251,7 @@ def set_up(config: RunConfig) -> Run:
         reference=reference,
         drops=Drops(len(samples), config.data.max_dropped),
         reduced={},
+        unshared=unshared,
         timer=PhaseTimer(torch.cuda.synchronize if backend.device.type == "cuda" else None),
     )
 

@@ -15,7 +15,7 @@ from visd.rollout.transformers_engine import TransformersEngine
 from visd.seeding import derive_seed
 from visd.teacher.scorer import ScoreJob, score_rows
 from visd.teacher.view import render, teacher_prompt
-from visd.train.plan import micro_batches
+from visd.train.plan import plan_rows
 from visd.train.run import Run
 from visd.types import Message, PrivilegedContext, Prompt, Rollout, ScoreNeeds
 
@@ -54,13 +54,14 @@ class StepServices(Services):
         run = self._run
         features = run.policy.encode(prompts)
         rows = [Row(p, t.token_ids, f) for p, t, f in zip(prompts, texts, features, strict=True)]
-        plan = micro_batches(
-            [len(row) for row in rows],
+        plan = plan_rows(
+            rows,
             run.config.train.micro_batch_tokens,
             lambda i: f"a text after the prompt of sample {prompts[i].sample_id!r}",
+            run.policy.shares_prefixes,
         )
         with run.backend.whole_weights():
-            scores = score_rows(run.policy, ScoreJob(rows, plan, run.config.rollout.temperature, ScoreNeeds()))
+            scores = score_rows(run.policy, ScoreJob(rows, plan.batches, run.config.rollout.temperature, ScoreNeeds()))
         return [score.logp.double().tolist() for score in scores]
 
     @contextmanager

@@ -11,12 +11,13 @@ from torch import Tensor
 from visd.config import TeacherSection
 from visd.objective.overlap import with_overlap
 from visd.policy.batch import Row
+from visd.policy.policy import Policy
 from visd.teacher.external import ExternalTeacher
 from visd.teacher.scorer import ScoreJob, score_full, score_mixed, score_rows
 from visd.teacher.view import render, teacher_prompt
 from visd.teacher.weights import TeacherWeights
 from visd.train.batches import Item
-from visd.train.plan import micro_batches
+from visd.train.plan import plan_rows
 from visd.train.run import Run
 from visd.types import DroppedSample, Prompt, RolloutGroup, ScoreNeeds, TokenScores
 
@@ -111,7 +112,7 @@ def external_scores(
         return teacher.fitted(scores, items[index].rollout, rows[index], needs)
 
     with run.backend.together():
-        scores = score_rows(teacher.policy, _job(run, items, rows, needs, support), fitted)
+        scores = score_rows(teacher.policy, _job(run, teacher.policy, items, rows, needs, support), fitted)
     teacher.policy.forget_features()
     return {item.key: score for item, score in zip(items, scores, strict=True)}
 
@@ -137,14 +138,20 @@ def reference_scores(run: Run, groups: Sequence[RolloutGroup]) -> RowScores:
 
 
 def _job(
-    run: Run, items: Sequence[Item], rows: Sequence[Row], needs: ScoreNeeds, support: Sequence[Tensor] | None
+    run: Run,
+    policy: Policy,
+    items: Sequence[Item],
+    rows: Sequence[Row],
+    needs: ScoreNeeds,
+    support: Sequence[Tensor] | None,
 ) -> ScoreJob:
-    plan = micro_batches(
-        [len(row) for row in rows],
+    plan = plan_rows(
+        rows,
         run.config.train.micro_batch_tokens,
         lambda i: f"the teacher's view of rollout {items[i].index} of sample {items[i].group.sample.id!r}",
+        policy.shares_prefixes,
     )
-    return ScoreJob(rows, plan, run.config.rollout.temperature, needs, support)
+    return ScoreJob(rows, plan.batches, run.config.rollout.temperature, needs, support)
 
 
 def old_scores(run: Run, groups: Sequence[RolloutGroup]) -> RowScores:
@@ -167,7 +174,7 @@ def _scored(
     most = run.backend.all_reduce(torch.tensor(float(len(rows))), "max")
     if most.item() == 0:
         return {}  # on no rank is there anything to score: the weights need not even be swapped
-    job = _job(run, items, rows, needs, support)
+    job = _job(run, run.policy, items, rows, needs, support)
     if weights.section.weights == "trust_region":
         with weights.applied(run.backend), run.backend.whole_weights():
             initial = score_full(run.policy, job)

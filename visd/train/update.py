@@ -18,7 +18,7 @@ from visd.train.batches import Item, dummy_row, join_scores, token_batch
 from visd.train.diagnose import context_metrics, magnitude_metrics
 from visd.train.dynamic import mini_batches
 from visd.train.optimizer import learning_rate
-from visd.train.plan import micro_batches
+from visd.train.plan import plan_rows
 from visd.train.run import Run
 from visd.train.teach import RowScores, items_of
 from visd.types import RolloutGroup, ScoreNeeds, TokenBatch, TokenScores, VisdError
@@ -67,18 +67,23 @@ def one_update(
 ) -> None:
     """Accumulate the gradient of some groups over all micro-batches of all ranks, then update once; adds to `update`."""
     items = items_of(run, groups)
-    plan = micro_batches(
-        [len(item.row()) for item in items],
+    plan = plan_rows(
+        [item.row() for item in items],
         run.config.train.micro_batch_tokens,
         lambda i: f"rollout {items[i].index} of sample {items[i].group.sample.id!r}",
+        run.policy.shares_prefixes,
     )
     denominators = count(run, groups)
-    rounds = max_over_ranks(run, len(plan))
+    rounds = max_over_ranks(run, len(plan.batches))
+    update.metrics.sum("update/tokens", plan.tokens)
+    update.metrics.sum("update/repeated_tokens", plan.repeated)
+    if run.unshared:
+        update.metrics.sum("update/unshared_rollouts", len(items))
     run.policy.set_training(True)
     for i in range(rounds):
         last = i == rounds - 1
-        if i < len(plan):
-            part = [items[row] for row in plan[i]]
+        if i < len(plan.batches):
+            part = [items[row] for row in plan.batches[i]]
             with memory_of("update", (item.group.sample.id for item in part)):
                 update.traces |= micro_step(
                     run, part, teacher, reference, old, denominators, step, last, update.metrics

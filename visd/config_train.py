@@ -1,0 +1,16 @@
+"""The section `train` of the schema; `visd.config` holds the others and is where all of them are imported from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class TrainSection:
+    steps: int = 100  # optimiser steps of the whole run
+    stop_after: int = 0  # stop cleanly after that many steps of this start; 0 runs to the end
+    prompts_per_step: int = 8  # over all ranks
+    micro_batch_tokens: int = 16384  # most prompt + response tokens in one forward of one rank, padding included
+    shared_prefix: str = "never"  # never: update and teacher run a group's prompt once a rollout; auto: once a group where the model's attention can, else as never, with the reason in the log and in summary.json
+    threads: int = 0  # CPU threads of a process; 0 divides the cores among the local ranks
+    deterministic: bool = True  # use deterministic kernels, so that resume is bit-exact
