@@ -101,29 +101,27 @@ def test_two_processes_agree_with_one_and_mixed_media_do_not_hang(
     assert [len(path.read_text().splitlines()) for path in dumped] == [8, 8]
 
 
-def test_adapters_in_zero2_learn_as_in_one_process_and_resume(
-    mixed: Path, tiny_qwen2_5_vl: Path, tmp_path: Path
+def test_adapters_in_zero2_resume_bit_for_bit(
+    mixed: Path, single: Path, tiny_qwen2_5_vl: Path, tmp_path: Path
 ) -> None:
-    """2 steps against 1 + restart + 1, bit for bit; and against one process by its losses."""
-    adapters = ["model.lora.rank=4", "optim.lr=1e-2"]
+    """2 steps against 1 + restart + 1. Fresh adapters change nothing: the first loss is that of the model without."""
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
 
-    def sft_lora(out: Path) -> list[str]:
+    def adapted(out: Path) -> list[str]:
         settings = [item for item in sft(mixed, tiny_qwen2_5_vl, out) if not item.startswith(("model.freeze", "optim"))]
-        return [*settings, *adapters]
+        return [*settings, "model.lora.rank=4", "optim.lr=1e-2", "parallel=zero2"]
 
-    start(launcher("none", 0), *sft_lora(tmp_path / "one"))
-    two = sft_lora(tmp_path / "two")
-    start(launcher("zero2", 29641), *two, "parallel=zero2", "train.stop_after=1")
-    start(launcher("zero2", 29642), *two, "parallel=zero2")
-    start(launcher("zero2", 29643), *sft_lora(tmp_path / "straight"), "parallel=zero2")
-    for single, several in zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True):
-        assert several["loss"] == pytest.approx(single["loss"], abs=2e-5)
-        assert several["optim/grad_norm"] == pytest.approx(single["optim/grad_norm"], rel=1e-3)
+    start(launcher("zero2", 29641), *adapted(straight))
+    shutil.copytree(straight / "checkpoints" / "step_000001", resumed / "checkpoints" / "step_000001")
+    start(launcher("zero2", 29642), *adapted(resumed))
+    losses = [record["loss"] for record in records(straight)]
+    assert losses[0] == pytest.approx(records(single)[0]["loss"], abs=2e-5) and losses[1] != losses[0]
     folder = Path("checkpoints") / "step_000002" / "backend"
-    for path in sorted((tmp_path / "straight" / folder).glob("*.safetensors")):
-        assert path.read_bytes() == (tmp_path / "two" / folder / path.name).read_bytes(), path.name
-    one, several = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
-    base = load_file(tiny_qwen2_5_vl / "model.safetensors")
-    assert one.keys() == base.keys() and any(not torch.equal(one[name], base[name]) for name in base)
-    for name, value in one.items():
-        torch.testing.assert_close(several[name], value, atol=2e-4, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    files = sorted((straight / folder).glob("*.safetensors"))
+    assert len(files) == 3  # weights, and the optimiser's state of either rank
+    for path in files:
+        ours, theirs = load_file(path), load_file(resumed / folder / path.name)
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items()), path.name
+    base, exported = (load_file(path / "model.safetensors") for path in (tiny_qwen2_5_vl, straight / "model"))
+    changed = {name for name, value in base.items() if not torch.equal(value, exported[name])}
+    assert exported.keys() == base.keys() and changed and not any("visual" in name for name in changed)
