@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -117,6 +117,7 @@ class RolloutSection:
     top_k: int = 0  # most probable tokens to sample from; 0 takes all
     max_new_tokens: int = 768  # an answer of this length without an end is cut and counted as truncated
     batch_prompts: int = 0  # prompts generated together on a rank; 0 takes all of the step
+    max_mismatch: float = 0.2  # nats, mean |log p of trainer - log p of engine| that stops the run; 0 never
     engine: dict[str, Any] = field(
         default_factory=lambda: {"_target_": "visd.rollout.transformers_engine.TransformersEngine"}
     )  # who samples
@@ -167,6 +168,7 @@ class ObjectiveSection:
     surrogate: str = "clip"  # clip: PPO's minimum; cispo: the clipped ratio, detached, times A log p, so that no token loses its gradient
     old_logp: str = "detached"  # ratio to detached: the current policy (one update a rollout); engine: as sampled; start: the policy at the step's start, one more forward
     mini_batches: int = 1  # updates a step, each on an equal share of its prompts
+    importance_cap: float = 0.0  # weigh tokens by min(p of the trainer / p of the engine, cap); 0 does not
     kl_weight: float = 0.0  # weight of KL(policy, reference), k3 estimator; 0 makes no reference pass
     aggregation: str = "token"  # token: mean over all tokens of the step; sequence: mean over rollouts of token means; constant: sum over tokens / (rollouts * rollout.max_new_tokens)
     dynamic_sampling: str = "off"  # groups without variance: off keeps them (as 0), drop leaves them out, refill samples other prompts instead
@@ -316,20 +318,15 @@ def build(node: dict[str, Any], where: str, **extra: Any) -> Any:
 
 def _settings_schema(cls: type, exclude: set[str]) -> DictConfig:
     """The fields of `cls` that come from configuration, typed."""
-    import typing
-
-    hints = typing.get_type_hints(cls)
+    hints = get_type_hints(cls)
     spec = []
     for f in dataclasses.fields(cls):
         if not f.init or f.name in exclude:
             continue
-        default: Any = dataclasses.MISSING
-        if f.default is not dataclasses.MISSING:
-            default = f.default
         spec.append(
             (f.name, hints[f.name], field(default_factory=f.default_factory))
             if f.default_factory is not dataclasses.MISSING
-            else (f.name, hints[f.name], field(default="???" if default is dataclasses.MISSING else default))
+            else (f.name, hints[f.name], field(default="???" if f.default is dataclasses.MISSING else f.default))
         )
     return OmegaConf.structured(dataclasses.make_dataclass(cls.__name__ + "Settings", spec))
 
@@ -364,12 +361,10 @@ SHARES = ("data.max_dropped", "teacher.rate", "sft.privileged_share", "rollout.t
 
 def _check_ranges(config: RunConfig) -> None:
     for name in POSITIVE:
-        value = _lookup(config, name)
-        if not value > 0:
+        if not (value := _lookup(config, name)) > 0:
             raise ConfigError(f"{name}: {value!r} must be greater than 0.")
     for name in SHARES:
-        value = _lookup(config, name)
-        if not 0 <= value <= 1:
+        if not 0 <= (value := _lookup(config, name)) <= 1:
             raise ConfigError(f"{name}: {value!r} must lie between 0 and 1.")
     if config.teacher.path and config.teacher.weights != "external":
         raise ConfigError(f"teacher.path: is read by teacher.weights=external only, which is {config.teacher.weights}.")
@@ -378,8 +373,11 @@ def _check_ranges(config: RunConfig) -> None:
         raise ConfigError("prompt.video.min_frames: must not be greater than prompt.video.max_frames.")
     if video.max_frames < 2:
         raise ConfigError("prompt.video.max_frames: must be at least 2, frames are taken in pairs.")
-    if config.model.lora.rank < 0:
-        raise ConfigError("model.lora.rank: must not be negative.")
+    for name in ("model.lora.rank", "rollout.max_mismatch", "objective.importance_cap"):
+        if _lookup(config, name) < 0:
+            raise ConfigError(f"{name}: must not be negative.")
+    if config.objective.importance_cap and config.objective.old_logp == "engine":
+        raise ConfigError("objective.importance_cap: old_logp=engine corrects for the engine already; set one of them.")
     if video.min_pixels > video.max_pixels:
         raise ConfigError("prompt.video.min_pixels: must not be greater than prompt.video.max_pixels.")
     if config.objective.mini_batches > 1 and config.objective.old_logp == "detached":

@@ -160,6 +160,8 @@ class Prompt:
     vision: VisionInputs
     frame_times: tuple[tuple[float, ...], ...]  # s, of the sampled frames, one tuple a medium
     suffix_start: int  # index of the first token of the chat suffix that opens the assistant's turn; privileged text goes before it
+    kinds: tuple[MediaKind, ...] = ()  # of each placeholder in `text`, in order
+    frames: tuple[Frames, ...] = ()  # of each placeholder, as the processor was given them
     reduced: str = ""  # frames or pixels, where its media were reduced to fit prompt.max_tokens
 
     def __len__(self) -> int:

@@ -231,6 +231,8 @@ class PromptProcessor:
             vision=vision,
             frame_times=tuple(frames.times for frames in decoded),
             suffix_start=suffix_start,
+            kinds=tuple(medium.kind for medium, _ in pairs),
+            frames=tuple(frames for _, frames in pairs),
         )
 
 

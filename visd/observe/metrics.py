@@ -121,9 +121,11 @@ def token_metrics(
     if student.entropy is not None:
         metrics.mean("policy/entropy", _flat(student.entropy, mask))
         _quantiles(metrics, "policy/token_entropy", batch, student.entropy, mask)
-    mismatch = _flat((student.logp - batch.engine_logp).abs(), mask)
+    differences = (student.logp - batch.engine_logp).abs()
+    mismatch = _flat(differences, mask)
     metrics.mean("engine/logp_diff_mean", mismatch)
     metrics.max("engine/logp_diff_max", *mismatch)
+    metrics.mean("engine/logp_diff_first", _flat(differences[:, 0], mask[:, 0]))  # right after the prompt
     scored = batch.taught
     metrics.mean("weight/teacher_share", _flat(scored.float(), mask))
     if bool(scored.any()):

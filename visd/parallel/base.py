@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +79,13 @@ class Backend(ABC):
 
         Never call inside `whole_weights`, nor between a forward and its backward. Call again for each round of writes:
         the call also drops whole copies that an earlier forward left.
+        """
+
+    @abstractmethod
+    def whole_tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """The named parameters in the module's order, whole, on this rank's device, one at a time on every rank.
+
+        All ranks go through to the end, outside `whole_weights`. A tensor may be gone when the next one is asked for.
         """
 
     @abstractmethod

@@ -11,7 +11,7 @@ float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,12 @@ class FSDP2(Distributed, SingleProcess):
 
     def local_shards(self) -> dict[str, Tensor]:
         return {name: local(value) for name, value in self._tensors().items() if value.requires_grad}
+
+    @torch.no_grad()
+    def whole_tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        for name, value in self._tensors().items():
+            if name in names:
+                yield name, value.full_tensor() if isinstance(value, DTensor) else value.detach()
 
     @torch.no_grad()
     def full_state(self) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,11 @@ class SingleProcess(Backend):
 
     def local_shards(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def whole_tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        for name, value in self.module.named_parameters():
+            if name in names:
+                yield name, value.detach()
 
     def full_state(self) -> dict[str, Tensor]:
         if not self.is_main:

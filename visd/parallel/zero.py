@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -91,6 +91,13 @@ class Zero(Distributed):
     def local_shards(self) -> dict[str, Tensor]:
         self._release()
         return {name: self._local(p) for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def whole_tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        self._release()
+        for name, value in self.module.named_parameters():
+            if name in names:
+                with self._gathered(value):
+                    yield name, value.detach()
 
     def full_state(self) -> dict[str, Tensor]:
         state = {}

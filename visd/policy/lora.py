@@ -8,7 +8,7 @@ nothing. Names inside the model become `<layer>.base_layer.weight`, `<layer>.lor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -134,3 +134,25 @@ def merged(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
             value = merged_weight(value, state[a], state[b], scale)
         out[plain] = value
     return out
+
+
+def merged_stream(stream: Iterable[tuple[str, Tensor]], scale: float) -> Iterator[tuple[str, Tensor]]:
+    """`merged`, one weight at a time: an adapted weight waits until its adapter has come.
+
+    Raises:
+        VisdError: an adapter that is not whole.
+    """
+    waiting: dict[str, Tensor] = {}
+    for name, value in stream:
+        plain = plain_name(name)
+        if plain is not None and not is_adapted(name):
+            yield plain, value
+            continue
+        waiting[name] = value.clone()
+        layer = name.removesuffix(A).removesuffix(B).removesuffix(f"{BASE}weight")
+        parts = [f"{layer}{BASE}weight", layer + A, layer + B]
+        if all(part in waiting for part in parts):
+            weight, a, b = (waiting.pop(part) for part in parts)
+            yield f"{layer}.weight", merged_weight(weight, a, b, scale)
+    if waiting:
+        raise VisdError(f"the adapter of {min(waiting)!r} is not whole.")

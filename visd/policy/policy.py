@@ -45,11 +45,13 @@ class Policy:
         source: str,
         eos_ids: tuple[int, ...],
         adapter_scale: float | None = None,
+        compute_dtype: torch.dtype = torch.float32,
     ):
         self.model = model
         self.tower = tower
         self.source = source  # folder or hub id the weights came from
         self.eos_ids = eos_ids
+        self.compute_dtype = compute_dtype  # of activations
         self.adapter_scale = adapter_scale  # factor of the adapters' products; None without adapters
         self.family = model.family
         self.shares_prefixes = False
@@ -91,13 +93,19 @@ class Policy:
         eos = _eos_ids(hf.generation_config, hf.config)
         model = PolicyModel(hf, family, tower_inside=family.has_media and tower is None)
         scale = adapters.alpha / adapters.rank if adapters.rank else None
-        policy = cls(model.to(device), tower.to(device) if tower is not None else None, section.path, eos, scale)
+        tower = tower.to(device) if tower is not None else None
+        policy = cls(model.to(device), tower, section.path, eos, scale, compute)
         policy.set_training(False)
         return policy
 
     @property
     def device(self) -> torch.device:
         return self.model.banned.device
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of the longest sequence that the model is made for."""
+        return int(self.model.hf.config.get_text_config().max_position_embeddings)
 
     def set_training(self, training: bool) -> None:
         """Dropout is never used; training mode only switches gradient checkpointing on."""
@@ -173,6 +181,11 @@ class Policy:
     def _outside(self) -> Iterable[tuple[str, nn.Module]]:
         """The modules of the tower outside, by their paths in the Hugging Face model."""
         return zip(self.family.vision_modules, self.tower, strict=True) if self.tower is not None else ()
+
+    def changing_names(self) -> set[str]:
+        """Parameters of the trained module whose plain weights change: what is trained, and what has an adapter."""
+        own = self.model.named_parameters()
+        return {name for name, p in own if p.requires_grad or name.endswith((lora.A, lora.B)) or lora.is_adapted(name)}
 
     def tower_state(self) -> dict[str, Tensor]:
         """The outside tower's weights under their names in the Hugging Face model."""

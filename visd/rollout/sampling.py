@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from transformers import LogitsProcessor
 
 from visd.rollout.base import Sampling
 from visd.seeding import generator
+from visd.types import Rollout
 
 
 class SeededSampler(LogitsProcessor):
@@ -76,3 +78,21 @@ def token_pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> 
     if pending:
         pieces[-1] = decode(pending)
     return tuple(pieces)
+
+
+def finished_rollout(
+    ids: Sequence[int], logp: Sequence[float], eos_ids: Sequence[int], tokenizer: Any, seed: int, policy_version: int
+) -> Rollout:
+    """A rollout from sampled tokens, cut after the first that ends a turn."""
+    ends = [i for i, token in enumerate(ids) if token in eos_ids]
+    length = ends[0] + 1 if ends else len(ids)
+    pieces = token_pieces(ids[:length], lambda part: tokenizer.decode(part, skip_special_tokens=True))
+    return Rollout(
+        token_ids=tuple(ids[:length]),
+        logp=tuple(logp[:length]),
+        text="".join(pieces),
+        pieces=pieces,
+        stop_reason="eos" if ends else "length",
+        seed=seed,
+        policy_version=policy_version,
+    )

@@ -14,7 +14,7 @@ from visd.policy.batch import ForwardInputs, VisionFeatures, concatenate_feature
 from visd.policy.policy import Policy
 from visd.rollout.base import RolloutEngine, Sampling
 from visd.rollout.cache import for_answers
-from visd.rollout.sampling import SeededSampler, token_pieces
+from visd.rollout.sampling import SeededSampler, finished_rollout
 from visd.types import Prompt, Rollout
 
 ENDED_SHARE = 0.25
@@ -54,7 +54,7 @@ class TransformersEngine(RolloutEngine):
         flat_seeds = [seed for row in seeds for seed in row]
         tokens, logp = self._answers(inputs, cache, SeededSampler(flat_seeds, sampling, model.banned))
         rollouts = [
-            self._rollout(ids, values, seed, policy_version)
+            finished_rollout(ids, values, self.policy.eos_ids, self.tokenizer, seed, policy_version)
             for ids, values, seed in zip(tokens, logp, flat_seeds, strict=True)
         ]
         return [tuple(rollouts[i : i + sampling.n]) for i in range(0, len(rollouts), sampling.n)]
@@ -110,21 +110,6 @@ class TransformersEngine(RolloutEngine):
             eos_token_id=list(self.policy.eos_ids),
             pad_token_id=self.policy.eos_ids[0],
             use_cache=True,
-        )
-
-    def _rollout(self, ids: list[int], logp: list[float], seed: int, policy_version: int) -> Rollout:
-        ends = [i for i, token in enumerate(ids) if token in self.policy.eos_ids]
-        length = ends[0] + 1 if ends else len(ids)
-        ids = ids[:length]
-        pieces = token_pieces(ids, lambda part: self.tokenizer.decode(part, skip_special_tokens=True))
-        return Rollout(
-            token_ids=tuple(ids),
-            logp=tuple(logp[:length]),
-            text="".join(pieces),
-            pieces=pieces,
-            stop_reason="eos" if ends else "length",
-            seed=seed,
-            policy_version=policy_version,
         )
 
 

@@ -8,6 +8,7 @@ The loop never asks which method runs, how many processes there are or who sampl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -35,6 +36,8 @@ def train(run: Run) -> None:
         pairs = run.step_prompts(step)
         judge = run.judge if run.method.wants_judge(step) else None
         early = judge if run.config.objective.dynamic_sampling == "off" else None
+        with run.timer.phase("sync"):
+            run.engine.sync(run.backend, run.policy_version)
         groups = rewarded_rollouts(run, step, early, pairs)
         groups, left_out = varied_groups(run, groups, step, partial(rewarded_rollouts, run, step, None))
         with run.backend.together(), run.timer.phase("judge"):
@@ -43,6 +46,7 @@ def train(run: Run) -> None:
         with run.timer.phase("prepare"):
             confirm(run, groups)
             groups = list(run.method.prepare(groups, StepServices(run)))
+        run.engine.rest()
         with run.timer.phase("teacher"):
             teacher = teacher_scores(run, groups, step)
             reference = reference_scores(run, groups)
@@ -85,7 +89,7 @@ def sample_rollouts(
     sampling = run.sampling
     size = run.config.rollout.batch_prompts or max(len(pairs), 1)
     groups: list[RolloutGroup] = []
-    with run.backend.whole_weights():
+    with run.backend.whole_weights() if run.engine.uses_module else nullcontext():
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
             seeds = [

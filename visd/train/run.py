@@ -23,7 +23,7 @@ from visd.observe.tracker import Tracker
 from visd.parallel import Backend, launch
 from visd.policy.policy import Policy, compute_dtype
 from visd.reward.combine import check_section
-from visd.rollout.base import RolloutEngine, Sampling
+from visd.rollout.base import Limits, RolloutEngine, Sampling
 from visd.seeding import derive_seed
 from visd.teacher.external import ExternalTeacher, check_media, load_external
 from visd.teacher.view import check_blocks
@@ -130,8 +130,7 @@ class Run:
 
     @property
     def sampling(self) -> Sampling:
-        r = self.config.rollout
-        return Sampling(r.n, r.temperature, r.top_p, r.top_k, r.max_new_tokens)
+        return sampling_of(self.config)
 
     def step_prompts(self, step: int) -> list[tuple[Sample, Prompt]]:
         """This rank's samples of a step, with their prompts; media of the step after it are decoded meanwhile.
@@ -223,6 +222,7 @@ def set_up(config: RunConfig) -> Run:
         unshared = share_where_possible(policy, compute_dtype(config.model, backend.device))
     processor = PromptProcessor.load(config.model.path, config.prompt, Path(config.data.root), config.data.frames)
     engine: RolloutEngine = build(config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer)
+    engine.open(limits_of(config, backend.world_size))
     if judge is not None:
         judge.open(JudgeServices(Path(config.run.dir) / "judge", processor.frames, backend.rank, backend.world_size))
     backend.setup(policy.model, optimizer_factory(config.optim, policy.model), config.optim.max_grad_norm)
@@ -254,6 +254,17 @@ def set_up(config: RunConfig) -> Run:
         unshared=unshared,
         timer=PhaseTimer(torch.cuda.synchronize if backend.device.type == "cuda" else None),
     )
+
+
+def sampling_of(config: RunConfig) -> Sampling:
+    """How a run draws tokens."""
+    r = config.rollout
+    return Sampling(r.n, r.temperature, r.top_p, r.top_k, r.max_new_tokens)
+
+
+def limits_of(config: RunConfig, processes: int) -> Limits:
+    """What a run will ask of its engine."""
+    return Limits(sampling_of(config), config.prompt.max_tokens + config.rollout.max_new_tokens, processes)
 
 
 def attached(section: TeacherSection, backend: Backend) -> TeacherWeights:

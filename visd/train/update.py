@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from visd.methods.base import Scores, StepView
-from visd.objective.loss import Denominators, kl_to_reference, policy_loss, token_weights
+from visd.objective.loss import Denominators, kl_to_reference, policy_loss, token_weights, truncated_ratio
 from visd.objective.overlap import overlap, overlap_k
 from visd.observe.accumulate import Metrics
 from visd.observe.metrics import token_metrics
@@ -91,6 +91,8 @@ def one_update(
         else:
             idle_step(run, last)
     run.policy.set_training(False)
+    if not update.made:  # later ones are of a policy that has moved on
+        check_agreement(run, update.metrics)
     update.made += not optimizer_step(run, step, update.metrics)
 
 
@@ -162,8 +164,12 @@ def micro_step(
         start = join_scores([old[item.key] for item in items], width)
         assert start is not None
         old_logp = start.logp
-    policy = policy_loss(student.logp, old_logp, credit.advantages, weights, objective)
+    drift = truncated_ratio(student.logp, batch.engine_logp, objective.importance_cap)
+    policy = policy_loss(student.logp, old_logp, credit.advantages, weights * drift.value, objective)
     loss = policy.loss
+    if objective.importance_cap:
+        metrics.mean("engine/importance", drift.value[batch.mask].tolist())
+        metrics.mean("engine/importance_cut", drift.clipped[batch.mask].float().tolist())
     if run.reference is not None:
         known = join_scores([reference[item.key] for item in items], width)
         assert known is not None
@@ -205,6 +211,21 @@ def overlap_metrics(
         counted = batch.taught & values.isfinite()
         metrics.mean(f"overlap/{name}", values[counted].double().tolist())
     return metrics
+
+
+def check_agreement(run: Run, metrics: Metrics) -> None:
+    """Before the weights change: an engine that samples from another distribution than the trainer's stops the run."""
+    limit = run.config.rollout.max_mismatch
+    if not limit:
+        return
+    own = metrics.values().get("engine/logp_diff_mean", 0.0)
+    worst = run.backend.all_reduce(torch.tensor(own, dtype=torch.float64), "max").item()
+    if not worst <= limit:
+        raise VisdError(
+            f"step {run.step + 1}: log-probabilities of engine and trainer differ by {worst:.3g} nats on the mean, "
+            f"rollout.max_mismatch allows {limit:g}. The engine has other weights, positions or pixels than the trainer, "
+            "or computes in a much coarser dtype: compare with rollout=transformers, or raise the limit."
+        )
 
 
 def check_finite(run: Run, loss: torch.Tensor, sample_ids: Sequence[str]) -> None:
