@@ -1,14 +1,15 @@
 # `make` lists the targets. Everything runs in the environment that `make env` makes in $(VENV).
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 WORKERS ?= 2
-export VENV
+export VENV VLLM_VENV
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 CHECKED := visd data_tools eval scripts
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-fast test-gpu lint format docs compare clean
+.PHONY: help env env-vllm demo test test-vllm test-fast test-gpu lint format docs compare clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,11 +17,17 @@ help: ## List the targets
 env: ## Make the environment, or do nothing if it is up to date (PYTHON=python3.12 picks the interpreter)
 	@bash scripts/setup/make_env.sh
 
+env-vllm: env ## Make the environment of the tests of vLLM itself, or do nothing if it is up to date (Linux only)
+	@bash scripts/setup/make_vllm_env.sh
+
 demo: env ## Make a small world of videos, warm a tiny model up, train it, evaluate it, write a report
 	@$(PY) scripts/demo.py
 
-test: env lint ## Lint, type check and run every test that needs no GPU
+test: env lint test-vllm ## Lint, type check and run every test that needs no GPU
 	@$(PY) -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile
+
+test-vllm: env-vllm ## Run the tests of vLLM itself, on the CPU
+	@[ ! -x $(VLLM_VENV)/bin/python ] || $(VLLM_VENV)/bin/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile tests/engines
 
 test-fast: env ## Run the tests that take seconds
 	@$(PY) -m pytest -m "not gpu and not slow and not dist" -n $(WORKERS) --dist loadfile

@@ -14,8 +14,10 @@ from tests.models import EOS
 from tests.runs import small_run
 from visd.config import ConfigError
 from visd.policy import lora
+from visd.rollout import vllm_engine
 from visd.rollout.base import Limits, Sampling
-from visd.rollout.vllm_engine import NEVER, VLLMEngine
+from visd.rollout.vllm_engine import VLLMEngine
+from visd.rollout.vllm_request import NEVER
 from visd.train.loop import sample_rollouts
 from visd.train.run import Run
 from visd.types import VisdError
@@ -31,14 +33,16 @@ class FakeLLM:
         self.calls: list[Any] = []
         self.loaded: dict[str, torch.Tensor] = {}
         self.prompt_ids: list[list[int]] = []  # what it claims to have seen
+        self.model_runner = types.SimpleNamespace(encoder_cache={"clip": 1}, device=torch.device("cuda"))
         self.llm_engine = types.SimpleNamespace(reset_encoder_cache=lambda: self.calls.append("encoder"))
 
-    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
-        self.calls.append(method)
-        self.loaded = {name: value.clone() for name, value in kwargs["weights_iterator"]}
+    def collective_rpc(self, method: Any, kwargs: dict[str, Any]) -> list[Any]:
+        return [method(self, **kwargs)]  # it is its own worker
 
-    def reset_mm_cache(self) -> None:
-        self.calls.append("media")
+    def reload_weights(self, weights_iterator: Any) -> None:
+        self.calls.append("reload_weights")
+        self.loaded = {name: value.clone() for name, value in weights_iterator}
+        self.model_runner.encoder_cache.clear()
 
     def reset_prefix_cache(self) -> bool:
         self.calls.append("prefix")
@@ -72,6 +76,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     module.LLM = FakeLLM  # type: ignore[attr-defined]
     module.SamplingParams = lambda **settings: types.SimpleNamespace(**settings)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr(vllm_engine, "normalises_on_device", lambda: True)
 
 
 @pytest.fixture
@@ -89,6 +94,7 @@ def test_one_request_a_prompt_with_our_frames_and_masks(run: Run) -> None:
     run.engine.sync(run.backend, 0)
     llm = llm_of(run)
     assert llm.settings["max_model_len"] == 300 + 12 and llm.settings["logprobs_mode"] == "processed_logprobs"
+    assert llm.settings["mm_device_do_normalize"] is False
     pairs = run.prompts(run.sampler.batch(0))
     llm.prompt_ids = [prompt.input_ids.tolist() for _, prompt in pairs]
     llm.end = run.policy.eos_ids[0]
@@ -110,17 +116,27 @@ def test_one_request_a_prompt_with_our_frames_and_masks(run: Run) -> None:
 def test_weights_go_over_when_they_change_and_caches_are_emptied(run: Run) -> None:
     run.engine.sync(run.backend, 0)
     llm = llm_of(run)
-    assert llm.calls == ["reload_weights", "media", "encoder", "prefix"]
+    assert llm.calls == ["reload_weights", "prefix"] and llm.model_runner.encoder_cache == {"clip": 1}
     trained = {name.removeprefix("hf.") for name, p in run.policy.model.named_parameters() if p.requires_grad}
     assert llm.loaded.keys() == trained and not any("visual" in name for name in trained)
     run.engine.sync(run.backend, 0)
-    assert len(llm.calls) == 4
+    assert len(llm.calls) == 2
     with torch.no_grad():
         next(p for p in run.policy.model.parameters() if p.requires_grad).add_(1.0)
     before = llm.loaded
     run.engine.sync(run.backend, 1)
-    assert len(llm.calls) == 8
+    assert len(llm.calls) == 4
     assert sum(not torch.equal(before[name], value) for name, value in llm.loaded.items()) == 1
+
+
+def test_a_trained_tower_has_its_features_forgotten(
+    vllm: None, small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path
+) -> None:
+    run = small_run(small_world, tiny_qwen2_5_vl, tmp_path, "rollout=vllm", "model.freeze=[encoder]")
+    run.engine.sync(run.backend, 0)
+    llm = llm_of(run)
+    assert llm.calls == ["reload_weights", "encoder", "prefix"] and not llm.model_runner.encoder_cache
+    assert any("merger" in name for name in llm.loaded)
 
 
 def test_a_joined_layer_arrives_whole(vllm: None, small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
@@ -171,8 +187,8 @@ def test_memory_is_given_back_between_sampling_and_sync(run: Run) -> None:
     sample_rollouts(run, pairs[:1], 0)
     names = [call if isinstance(call, str) else call[0] if call[0] == "generate" else call for call in llm.calls]
     assert names == [
-        "generate", "generate", ("sleep", 1), ("wake", "weights"), "reload_weights", ("wake", "kv_cache"), "media",
-        "encoder", "prefix", ("sleep", 1), ("wake", "weights", "kv_cache"), "generate",
+        "generate", "generate", ("sleep", 1), ("wake", "weights"), "reload_weights", ("wake", "kv_cache"), "prefix",
+        ("sleep", 1), ("wake", "weights", "kv_cache"), "generate",
     ]  # fmt: skip
 
 

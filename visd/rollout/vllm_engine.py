@@ -1,34 +1,36 @@
 """Rollouts by vLLM in the trainer's own process, with the trainer's prompts and the trainer's weights.
 
 vLLM is given frames that are already chosen and sized, and says which ids it made of a prompt: these must be ours. The
-trained weights are streamed into it whenever they have changed, one tensor at a time. Its caches of keys and values and of
-vision features belong to the weights that made them and are emptied then.
+trained weights are streamed into it whenever they have changed, one tensor at a time. Its cache of keys and values belongs
+to the weights that made it and is emptied then, that of vision features where the vision tower is trained.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from visd.config import ConfigError
 from visd.parallel.base import Backend
-from visd.policy import lora
 from visd.policy.policy import Policy
-from visd.rollout.agreement import check_not_banned, check_prompt_ids
 from visd.rollout.base import Limits, RolloutEngine, Sampling
-from visd.rollout.sampling import finished_rollout
+from visd.rollout.vllm_request import (
+    PROCESSOR,
+    Answer,
+    check_limits,
+    engine_media,
+    normalises_on_device,
+    rollout_group,
+    sampling_fields,
+    short_ids,
+)
+from visd.rollout.vllm_worker import load_weights
+from visd.rollout.weights import features_change, plain_weights
 from visd.types import Prompt, Rollout, VisdError
-
-log = logging.getLogger(__name__)
-
-NEVER = -100.0
-"""What is added to a logit that may not be sampled, the least that vLLM takes: its share is then below 1e-43."""
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: weights are handed over by reference
@@ -37,6 +39,10 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 """Read by vLLM when it is imported; what a user has set stays."""
+
+
+WHOLE_PROMPTS = {"enable_chunked_prefill": False}
+"""On a CPU vLLM 0.32 cannot compute a seeded request's prompt in parts: it would turn a generator back, which CPUs' have not."""
 
 
 @dataclass
@@ -65,11 +71,7 @@ class VLLMEngine(RolloutEngine):
                 f"rollout.engine: vLLM inside the trainer serves one process, and {limits.processes} were started; "
                 "take rollout=transformers, or parallel=none."
             )
-        if limits.sampling.top_p < 1 or limits.sampling.top_k:
-            raise ConfigError(
-                "rollout.top_p, rollout.top_k: vLLM's log-probabilities would be those of the cut distribution, which "
-                "the trainer does not have; set top_p=1 and top_k=0, or take rollout=transformers."
-            )
+        check_limits(limits)
         if self.sleep and self.policy.device.type != "cuda":
             raise ConfigError("rollout.engine.sleep: gives GPU memory back; there is no GPU, set it to false.")
         self._limits = limits
@@ -81,11 +83,14 @@ class VLLMEngine(RolloutEngine):
             return
         if self._asleep:
             self._llm.wake_up(["weights"])  # the cache has to wait: both copies of the weights are there now
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._plain(backend)})
+        load = {
+            "weights": plain_weights(self.policy, backend),
+            "keep_features": not features_change(self.policy),
+        }
+        kept = self._llm.collective_rpc(load_weights, kwargs=load)
         self._wake("kv_cache")
-        # Reloading has dropped the workers' share of both, whatever was reloaded; the scheduler has to know.
-        self._llm.reset_mm_cache()
-        self._llm.llm_engine.reset_encoder_cache()
+        if not all(kept):
+            self._llm.llm_engine.reset_encoder_cache()
         if not self._llm.reset_prefix_cache():
             raise VisdError("vLLM did not empty its prefix cache: answers would rest on old weights.")
         self._version = version
@@ -140,85 +145,35 @@ class VLLMEngine(RolloutEngine):
             generation_config="vllm",  # the checkpoint's own sampling defaults have no say
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
             enable_prefix_caching=True,
-            **({"gpu_memory_utilization": self.memory_share, "enable_sleep_mode": self.sleep} if cuda else {}),
+            **({"mm_device_do_normalize": False} if normalises_on_device() else {}),
+            **(
+                {"gpu_memory_utilization": self.memory_share, "enable_sleep_mode": self.sleep}
+                if cuda
+                else WHOLE_PROMPTS
+            ),
         )
         torch.set_num_threads(threads)
         return llm
 
-    def _plain(self, backend: Backend) -> Iterator[tuple[str, Tensor]]:
-        """Tensors by their names in a Hugging Face folder, adapters merged.
-
-        vLLM keeps a tensor until its layer has all of its own, longer than a gathered one lives.
-        """
-        stream = backend.whole_tensors(with_siblings(self.policy))
-        scale = self.policy.adapter_scale
-        if scale is not None:
-            stream = lora.merged_stream(stream, scale)
-        for name, value in stream:
-            yield name.removeprefix("hf."), value.clone() if backend.sharded else value
-
     def _request(self, prompt: Prompt) -> dict[str, Any]:
         """The prompt with one placeholder a medium, and its frames as they are."""
-        ids = self.tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
-        request: dict[str, Any] = {"prompt_token_ids": ids}
+        request: dict[str, Any] = {"prompt_token_ids": short_ids(prompt, self.tokenizer)}
         if prompt.frames:
             request["multi_modal_data"] = engine_media(self.policy.family, prompt)
-            request["mm_processor_kwargs"] = {"do_resize": False}
+            request["mm_processor_kwargs"] = PROCESSOR
         return request
 
     def _settings(self, sampling: Sampling, seed: int) -> Any:
         from vllm import SamplingParams
 
-        return SamplingParams(
-            n=sampling.n,
-            temperature=0.0 if sampling.greedy else sampling.temperature,
-            max_tokens=sampling.max_new_tokens,
-            seed=seed >> 1,  # it adds the number of the answer
-            logprobs=0,
-            logit_bias={token: NEVER for token in self.policy.family.banned_ids},
-            stop_token_ids=list(self.policy.eos_ids),
-            detokenize=False,
-        )
+        return SamplingParams(**sampling_fields(self.policy, sampling, seed))
 
     def _group(self, prompt: Prompt, answer: Any, seeds: Sequence[int], policy_version: int) -> tuple[Rollout, ...]:
-        check_prompt_ids(prompt, answer.prompt_token_ids, self.tokenizer)
         outputs = sorted(answer.outputs, key=lambda output: output.index)
-        if len(outputs) != len(seeds):
-            raise VisdError(f"sample {prompt.sample_id!r}: vLLM gave {len(outputs)} answers instead of {len(seeds)}.")
-        group = []
-        for output, seed in zip(outputs, seeds, strict=True):
-            ids = list(output.token_ids)
-            check_not_banned(prompt.sample_id, ids, self.policy.family.banned_ids)
-            logp = [values[token].logprob for token, values in zip(ids, output.logprobs, strict=True)]
-            group.append(finished_rollout(ids, logp, self.policy.eos_ids, self.tokenizer, seed, policy_version))
-        return tuple(group)
+        answers = (Answer(list(output.token_ids), _sampled_logp(output)) for output in outputs)
+        ids = answer.prompt_token_ids
+        return rollout_group(self.policy, self.tokenizer, prompt, ids, answers, seeds, policy_version)
 
 
-def with_siblings(policy: Policy) -> set[str]:
-    """Parameters to send: those that change, and all in the same part of a layer.
-
-    vLLM joins layers that read the same input (queries, keys and values; gate and up), and a joined layer of which only a
-    part arrives has undefined numbers in the rest.
-    """
-    names = [name for name, _ in policy.model.named_parameters()]
-    changed = {part_of_layer(name) for name in policy.changing_names()}
-    return {name for name in names if part_of_layer(name) in changed}
-
-
-def part_of_layer(name: str) -> str:
-    """The module that holds a parameter's layer, `...layers.0.self_attn` for a projection's weight."""
-    plain = lora.plain_name(name) or name.removesuffix(lora.A).removesuffix(lora.B) + ".weight"
-    return plain.rpartition(".")[0].rpartition(".")[0]
-
-
-def engine_media(family: Any, prompt: Prompt) -> Mapping[str, Any]:
-    """Frames and what is known of them, by kind, in the prompt's order."""
-    media: dict[str, list[Any]] = {}
-    for kind, frames in zip(prompt.kinds, prompt.frames, strict=True):
-        if kind == "image":
-            media.setdefault("image", []).append(torch.from_numpy(frames.pixels[0]).permute(2, 0, 1))
-            continue
-        facts = family.video_metadata(frames)
-        facts |= {"duration": frames.duration, "video_backend": "visd", "do_sample_frames": False}
-        media.setdefault("video", []).append((frames.pixels, facts))
-    return media
+def _sampled_logp(output: Any) -> list[float]:
+    return [values[token].logprob for token, values in zip(output.token_ids, output.logprobs, strict=True)]
