@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 MAY_CHANGE = (
     "check_only", "run.dir", "run.resume", "checkpoint", "train.steps", "train.stop_after", "train.threads",
     "data.root", "data.validation", "data.test", "data.max_dropped", "data.frames",
-    "prompt.video.timeout", "parallel", "tracking", "rollout.batch_prompts",
+    "prompt.video.timeout", "parallel", "tracking", "rollout.batch_prompts", "rollout.max_mismatch",
+    *(f"rollout.engine.{name}" for name in (
+        "memory_share", "cache_gb", "eager", "sleep", "urls", "timeout", "start_wait", "requests", "address", "bucket_mb",
+    )),
     *(f"judge.{name}" for name in (
         "base_url", "api_key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries",
         "backoff", "budget_calls", "budget_tokens", "budget_usd", "usd_per_million_prompt", "usd_per_million_completion",
