@@ -8,8 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,17 @@ class Chunk:
         Raises:
             ManifestError: a line is not UTF-8 or not JSON.
         """
+        for where, row in self.placed():
+            yield where, self.value(where, row)
+
+    def placed(self) -> Iterator[tuple[str, Any]]:
+        """file:row and the row as it was read, for `value`."""
         for number, row in self.rows:
-            where = f"{self.path}:{number}"
-            yield where, parse_line(row, where) if self.raw else row
+            yield f"{self.path}:{number}", row
+
+    def value(self, where: str, row: Any) -> Any:
+        """The value of one row; raises as `parsed`."""
+        return parse_line(row, where) if self.raw else row
 
 
 def check_input(path: Path, folder: bool = False) -> None:
@@ -77,6 +85,27 @@ def read_chunks(path: Path, size: int) -> Iterator[Chunk]:
         kind = "jsonl"  # many .json files hold one object a line
     readers = {"json": _json_list, "jsonl": _json_lines, "csv": _csv, "lines": _lines, "parquet": _parquet}
     return readers[kind](path, size)
+
+
+def read_files(paths: Sequence[Path], size: int) -> Iterator[Chunk]:
+    """The chunks of several files, one after the other and numbered through.
+
+    Raises:
+        ManifestError: as `read_chunks`.
+    """
+    sizes = [_bytes_of(path) for path in paths]
+    number = 0
+    for index, path in enumerate(paths):
+        before = sum(sizes[:index])
+        for chunk in read_chunks(path, size):
+            done = before + sizes[index] * chunk.done // max(chunk.of, 1)
+            yield replace(chunk, number=number, done=done, of=sum(sizes))
+            number += 1
+
+
+def _bytes_of(path: Path) -> int:
+    check_input(path, folder=True)
+    return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
 def read_rows(path: Path, size: int = 1000) -> Iterator[tuple[str, Any]]:
@@ -287,7 +316,7 @@ def _parquet(path: Path, size: int) -> Iterator[Chunk]:
             done += len(rows)
             yield Chunk(str(path), number, numbered, done, file.metadata.num_rows)
     except (arrow.ArrowException, OSError) as error:
-        raise ManifestError(f"{path}: is no readable Parquet file ({error}); get the file whole") from error
+        raise ManifestError(f"{path}: is no Parquet file that can be read ({error}); get the file whole") from error
 
 
 def _hugging_face(path: Path, size: int) -> Iterator[Chunk]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from data_tools.io.rows import load_json
+from data_tools.io.rows import read_rows as rows_of
+from visd.data.fields import ManifestError
 from visd.types import VisdError
 
 _LABEL = re.compile(r"^\s*[(\[]?([A-Z])[)\].:]\s*")
@@ -44,53 +45,24 @@ class Source:
 
     def json(self, *names: str) -> Any:
         path = self.path(*names)
-        return _json(path, _text(path))
+        try:
+            return load_json(path)
+        except ManifestError as error:
+            raise VisdError(f"{error}; if it was not edited, download it again.") from error
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Records of a file, by its suffix.
+    """Records of a file, by its suffix (`data_tools.io.rows`).
 
     Raises:
         VisdError: it cannot be read as that.
     """
-    if path.suffix == ".parquet":
-        return _parquet(path)
-    text = _text(path)
-    if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines()))
-    if path.suffix == ".jsonl":
-        rows = [_json(path, line, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    else:
-        rows = _json(path, text)
+    try:
+        rows = load_json(path) if path.suffix == ".json" else [row for _, row in rows_of(path)]
+    except ManifestError as error:
+        raise VisdError(f"{error}; if it was not edited, download it again.") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise VisdError(f"{path}: must hold a list of objects; download the file again.")
-    return rows
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise VisdError(f"{path}: cannot be read as UTF-8 text ({error}); download the file again.") from error
-
-
-def _json(path: Path, text: str, line: int = 0) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{path}:{line}" if line else str(path)
-        raise VisdError(f"{where}: is not JSON ({error}); download the file again.") from error
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    try:
-        import pyarrow.parquet as parquet
-    except ModuleNotFoundError as error:
-        raise VisdError(f"{path}: reading Parquet needs pyarrow; install visd[eval].") from error
-    try:
-        rows: list[dict[str, Any]] = parquet.ParquetFile(path).read().to_pylist()
-    except (OSError, ValueError) as error:
-        raise VisdError(f"{path}: is no Parquet file ({error}); download the file again.") from error
     return rows
 
 
