@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tqdm import tqdm
 
 from data_tools.io.shards import ShardReport
 from visd.types import VisdError
@@ -49,19 +48,16 @@ def check_output(out: Path, overwrite: bool) -> None:
 @contextmanager
 def progress(title: str) -> Iterator[Advance]:
     """A bar on a terminal; elsewhere nothing, since the tools end with what they did."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[notes]}"),
-    )
-    console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None, notes="")
-        yield lambda done, of, notes: bar.update(task, completed=done, total=of, notes=notes)
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining} {postfix}"
+    with tqdm(desc=title, total=1, file=sys.stderr, disable=None, bar_format=layout) as bar:
+
+        def advance(done: int, of: int, notes: str) -> None:
+            if bar.disable:
+                return
+            bar.n, bar.total = done, of
+            bar.set_postfix_str(notes)
+
+        yield advance
 
 
 def counted(counts: Mapping[str, int]) -> str:

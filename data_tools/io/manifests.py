@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_tools.io.rows import check_input, load_arrow, read_rows
+from data_tools.io.rows import Chunk, check_input, load_arrow, read_rows
 from visd.data.fields import ManifestError, Place
 from visd.data.manifest import sample_from_record
 from visd.types import Sample
@@ -48,6 +48,26 @@ def record_of(row: Any, where: str, parquet: bool) -> dict[str, Any]:
     return from_columns(row, where) if parquet else row
 
 
+def chunk_records(chunk: Chunk) -> Iterator[tuple[str, dict[str, Any]]]:
+    """file:row and record of each row of a chunk, not yet checked.
+
+    Raises:
+        ManifestError: a row is no object.
+    """
+    for where, row in chunk.parsed():
+        yield where, record_of(row, where, chunk.path.endswith(".parquet"))
+
+
+def chunk_samples(chunk: Chunk) -> Iterator[tuple[str, Sample]]:
+    """file:row and sample of each row of a chunk.
+
+    Raises:
+        ManifestError: a row cannot be used.
+    """
+    for where, record in chunk_records(chunk):
+        yield where, sample_from_record(record, where)
+
+
 def read_samples(path: Path) -> Iterator[tuple[str, Sample]]:
     """file:row and sample of every row.
 
@@ -70,8 +90,16 @@ def write_manifest(path: Path, lines: Iterable[str]) -> int:
         How many there were.
     """
     check_kind(path)
+    if path.suffix != ".parquet":
+        return write_lines(path, lines)
     with replacing(path) as part:
-        return _write_parquet(part, lines) if path.suffix == ".parquet" else _write_lines(part, lines)
+        return _write_parquet(part, lines)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> int:
+    """Write lines to a file: all or nothing. Returns how many there were."""
+    with replacing(path) as part:
+        return _write_lines(part, lines)
 
 
 @contextmanager

@@ -61,6 +61,7 @@ class ShardResult:
     report: ShardReport
     dropped: list[dict[str, str]] = field(default_factory=list)  # where, id, reason, message
     ids: list[str] = field(default_factory=list)  # of the lines
+    table: NDArray[Any] | None = None  # what is to be compared with other shards, one row a line or a record
 
 
 Task = Callable[[Chunk], ShardResult]
@@ -87,7 +88,9 @@ class ShardedWork:
         write_atomic(known, json.dumps(self.plan))
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is not None and self.folder.exists() and not any(self.folder.glob("[0-9]*.json")):
+            shutil.rmtree(self.folder)  # nothing is done that a restart could use
         self._lock.release()
         Path(self._lock.lock_file).unlink(missing_ok=True)
 
@@ -142,6 +145,15 @@ class ShardedWork:
                 for line in file:
                     yield line.rstrip("\n")
 
+    def table(self) -> NDArray[Any]:
+        """The tables of all shards, in order, as one."""
+        paths = sorted(self.folder.glob("*.npy"))
+        rows = [len(np.load(path, mmap_mode="r")) for path in paths]
+        table = np.empty(sum(rows), np.load(paths[0], mmap_mode="r").dtype)
+        for path, end, count in zip(paths, np.cumsum(rows), rows, strict=True):
+            table[end - count : end] = np.load(path)
+        return table
+
     def dropped(self) -> Iterator[str]:
         """What was dropped, one line of JSON each, in order."""
         for path in sorted(self.folder.glob("*.dropped")):
@@ -165,7 +177,9 @@ class ShardedWork:
         twice = sorted(name for name, count in seen.items() if count > 1)
         if twice:
             shown = ", ".join(map(repr, twice[:5]))
-            message = f"{self.out}: {len(twice)} ids stand more than once, as {shown}; give --ids row"
+            message = (
+                f"{self.out}: {len(twice)} ids stand more than once, as {shown}; make them unique (`convert --ids row`)"
+            )
             raise ManifestError(message)
 
     def clear(self) -> None:
@@ -192,6 +206,8 @@ def _work(folder: Path, task: Task, chunk: Chunk) -> ShardReport:
         write_atomic(folder / f"{name}.dropped", text)
     if result.ids:
         np.array([id_hash(name) for name in result.ids], np.uint64).tofile(folder / f"{name}.ids")
+    if result.table is not None:
+        np.save(folder / f"{name}.npy", result.table)
     write_atomic(folder / f"{name}.json", json.dumps(asdict(result.report)))
     return result.report
 

@@ -81,7 +81,7 @@ def test_the_count_is_what_the_processor_makes(
     assert sum(shapes) == sum(int(grid.prod(-1).sum()) // merged for grid in grids)
     assert sum(shapes) == int((prompt.mm_token_type_ids > 0).sum())
     sizes = [MediumSize.of(item.kind, shown) for item, shown in zip(media, frames, strict=True)]
-    assert asked._count((Message("user", CHATS[media]),), sizes) == len(prompt)
+    assert asked.count_tokens((Message("user", CHATS[media]),), sizes) == len(prompt)
 
 
 def test_a_wrong_count_stops_the_run(tiny_qwen3_vl: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

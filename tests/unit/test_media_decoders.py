@@ -157,8 +157,9 @@ def test_a_killed_run_leaves_no_process_behind(tmp_path: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path; from tests.unit.test_media_decoders import *\n"
         "d = Decoders(2, 500)\n"
-        f"for _ in range(4): f = d.submit(task(Path({str(tmp_path / 'a.mp4')!r})))\n"
-        "d.result(None, f)\n"
+        f"t = task(Path({str(tmp_path / 'a.mp4')!r}))\n"
+        "for _ in range(4): f = d.submit(t)\n"
+        "d.result(t, f)\n"
         "print(*[c.pid for c in psutil.Process().children(recursive=True)], flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from visd.config import FramesSection, VideoSection
 from visd.media.backends import load_backend
+from visd.media.container import below_root
 from visd.media.decoders import Decoded, DecodeTask, shared_decoders
 from visd.media.errors import DecodeError
 from visd.media.store import StoreSettings
@@ -89,14 +90,7 @@ class FrameCache:
 
     def resolve(self, relative: str) -> Path:
         """The file's real path, which must lie below the root, symbolic links followed."""
-        path = (self.root / relative).resolve()
-        if not path.is_relative_to(self.root):
-            raise DecodeError(
-                "outside_root",
-                relative,
-                f"the path leads out of {self.root}; set data.root to a folder above the file.",
-            )
-        return path
+        return below_root(self.root, relative)
 
     def _task(self, media: Media, settings: VideoSection | None = None) -> DecodeTask:
         return DecodeTask(self.resolve(media.path), media, settings or self.settings, self.factor, self._store)

@@ -51,6 +51,21 @@ class Deadline:
             )
 
 
+def below_root(root: Path, relative: str) -> Path:
+    """The real path of a file, which must lie below `root`, symbolic links followed.
+
+    Raises:
+        DecodeError: it does not.
+    """
+    root = root.resolve()
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root):
+        raise DecodeError(
+            "outside_root", relative, f"the path leads out of {root}; set data.root to a folder above the file."
+        )
+    return path
+
+
 def check_file(path: Path) -> None:
     """Raise DecodeError unless `path` is a regular file that holds something."""
     try:

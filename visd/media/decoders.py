@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as TimeIsUp
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import torch
-from pebble import ProcessExpired, ProcessPool
 
 from visd.config import VideoSection
 from visd.media.container import check_file
 from visd.media.errors import DecodeError, is_out_of_memory
+from visd.media.killable import KillableWorkers
 from visd.media.store import StoreSettings, entry_key, open_store
 from visd.media.video import decode, decode_image
 from visd.types import Frames, Media
 
 GRACE = 5.0
 """s beyond `prompt.video.timeout`, which the reading loops check themselves, until a process is ended."""
-
-TASKS = 500
-"""Files after which a process is replaced, so that what a decoder leaks comes back."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +70,14 @@ class DecodeTask:
 
 
 class Decoders:
-    """Processes that decode one file each at a time; one that does not come back is ended and replaced.
-
-    They are forked from a server that has imported the decoder once, so that replacing one takes milliseconds.
-    """
+    """Processes that decode one file each at a time (`visd.media.killable`)."""
 
     def __init__(self, workers: int, memory_mb: int):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        self.memory_mb = memory_mb
-        self._pool = ProcessPool(workers, TASKS, _limit, (memory_mb * 2**20,), context)
+        self._workers = KillableWorkers(workers, memory_mb, __name__, "data.frames.memory_mb", _one_thread)
 
     def submit(self, task: DecodeTask) -> Future[Decoded]:
         """Have a file decoded soon."""
-        return self._pool.schedule(_run, (task,), timeout=task.settings.timeout + GRACE)
+        return self._workers.submit(_run, task, task.settings.timeout + GRACE)
 
     def result(self, task: DecodeTask, future: Future[Decoded]) -> Decoded:
         """What became of a submitted task, waiting for it if need be; with its frames.
@@ -97,18 +85,7 @@ class Decoders:
         Raises:
             DecodeError: the file cannot give the frames, or its process had to be ended, or ended itself.
         """
-        try:
-            decoded = future.result()
-        except TimeIsUp:
-            limit = f"{task.settings.timeout + GRACE:g} s"
-            raise DecodeError("timeout", task.path, f"the decoder hung and was ended after {limit}.") from None
-        except MemoryError:
-            message = (
-                f"decoding needs more than data.frames.memory_mb = {self.memory_mb}; raise it or re-encode the file."
-            )
-            raise DecodeError("memory", task.path, message) from None
-        except ProcessExpired as error:
-            raise DecodeError("crashed", task.path, f"the decoder crashed (exit code {error.exitcode}).") from error
+        decoded = self._workers.result(task.path, future, task.settings.timeout + GRACE)
         if decoded.frames is not None:
             return decoded
         assert task.store is not None and decoded.entry is not None
@@ -120,8 +97,7 @@ class Decoders:
 
     def close(self) -> None:
         """End all processes."""
-        self._pool.stop()
-        self._pool.join()
+        self._workers.close()
 
 
 @cache
@@ -130,16 +106,8 @@ def shared_decoders(workers: int, memory_mb: int) -> Decoders:
     return Decoders(workers, memory_mb)
 
 
-def _limit(extra: int) -> None:
-    """In a new process: one thread, and a limit on what it may allocate beyond what it has now."""
+def _one_thread() -> None:
     torch.set_num_threads(1)
-    limit = _data_bytes() + extra
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-
-def _data_bytes() -> int:
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData:"))
 
 
 def _run(task: DecodeTask) -> Decoded:

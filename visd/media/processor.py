@@ -96,6 +96,14 @@ class PromptProcessor:
         chat = self._layout.chat(messages, sizes)
         return str(self._hf.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
 
+    def count_tokens(self, messages: Sequence[Message], sizes: Sequence[MediumSize]) -> int:
+        """Tokens of a chat's prompt, by the sizes of its media alone."""
+        return self.family.prompt_tokens(self.render(messages, sizes), self.shown(sizes), self.tokenizer)
+
+    def shown(self, sizes: Sequence[MediumSize]) -> list[MediumSize]:
+        """The media of the prompt that a sample's media become."""
+        return [part for size in sizes for part in self._layout.sizes(size)]
+
     def prefetch(self, media: Iterable[Media]) -> None:
         """Have media decoded that `process` will need next."""
         if self._frames is not None:
@@ -119,7 +127,7 @@ class PromptProcessor:
         """
         self._check(sample_id, messages, media)
         decoded = [self._decode(sample_id, item) for item in media]
-        tokens, reduced = self._count(messages, _sizes(media, decoded)), ""
+        tokens, reduced = self.count_tokens(messages, _sizes(media, decoded)), ""
         if tokens > self.section.max_tokens:
             decoded, tokens = self._reduced(sample_id, messages, media, decoded, tokens)
             reduced = self.section.over_budget
@@ -165,11 +173,6 @@ class PromptProcessor:
                     sample_id, "reserved_token", f"its text spells out the special token {found[0]!r}; remove it."
                 )
 
-    def _count(self, messages: Sequence[Message], sizes: Sequence[MediumSize]) -> int:
-        """Tokens of the prompt, by the sizes of the sample's media."""
-        shown = [part for size in sizes for part in self._layout.sizes(size)]
-        return self.family.prompt_tokens(self.render(messages, sizes), shown, self.tokenizer)
-
     def _reduced(
         self,
         sample_id: str,
@@ -189,12 +192,12 @@ class PromptProcessor:
             try:
                 section = self.family.sizes(self.section.video)
                 settings = reduced_settings(
-                    rule, sizes, section, self.family, self._layout, partial(self._count, messages), target
+                    rule, sizes, section, self.family, self._layout, partial(self.count_tokens, messages), target
                 )
             except CannotFit as error:
                 raise DroppedSample(sample_id, "prompt_too_long", f"{said}, {error}.") from None
             frames = [self._decode(sample_id, item, own) for item, own in zip(media, settings, strict=True)]
-            tokens = self._count(messages, _sizes(media, frames))
+            tokens = self.count_tokens(messages, _sizes(media, frames))
             # Times between known frames were guessed: where a file's rate varies, a timestamp may take a digit more.
             target -= max(0, tokens - limit)
         return frames, tokens

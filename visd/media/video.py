@@ -102,9 +102,42 @@ def decode_image(path: Path, *, settings: VideoSection, factor: int) -> Frames:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "truncated" if "truncated" in str(error) else "unreadable"
         raise DecodeError(reason, path, f"the image cannot be decoded ({error}).") from error
-    height, width = _fit(path, image.height, image.width, factor, settings.min_pixels, settings.max_pixels)
+    height, width = planned_image(path, image.height, image.width, settings, factor)
     pixels = np.array(image.resize((width, height)))[None]
     return Frames(pixels=pixels, times=(0.0,), indices=(0,), source_fps=1.0, duration=0.0)
+
+
+def planned(
+    path: Path,
+    index: FrameIndex,
+    height: int,
+    width: int,
+    *,
+    start: float | None,
+    end: float | None,
+    fps: float | None,
+    settings: VideoSection,
+    factor: int,
+) -> tuple[tuple[int, ...], int, int]:
+    """Numbers of the frames that `decode` would take, and their height and width; nothing is decoded.
+
+    Args:
+        height, width: pixels, of the file as it is shown.
+
+    Raises:
+        DecodeError: too_short, bad_clip or bad_size.
+    """
+    numbers = _choose(path, index, start, end, fps or settings.fps, settings).numbers
+    return numbers, *_target_size(path, height, width, len(numbers), settings, factor)
+
+
+def planned_image(path: Path, height: int, width: int, settings: VideoSection, factor: int) -> tuple[int, int]:
+    """Height and width that `decode_image` would give an image of so many pixels.
+
+    Raises:
+        DecodeError: bad_size.
+    """
+    return _fit(path, height, width, factor, settings.min_pixels, settings.max_pixels)
 
 
 def _choose(
