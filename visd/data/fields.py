@@ -13,7 +13,13 @@ _JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true o
 
 
 class ManifestError(VisdError):
-    """A manifest that cannot be used; the message names file:line, the sample, the field and what to do."""
+    """A manifest that cannot be used; the message names file:line, the sample, the field and what to do.
+
+    `place` is where, if one value is to blame, and `what` the message without it.
+    """
+
+    place: Place | None = None
+    what: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,9 @@ class Place:
 
     def error(self, message: str) -> ManifestError:
         sample = f" sample {self.sample_id!r}:" if self.sample_id is not None else ""
-        return ManifestError(f"{self.where}:{sample} field {self.field!r}: {message}")
+        error = ManifestError(f"{self.where}:{sample} field {self.field!r}: {message}")
+        error.place, error.what = self, message
+        return error
 
 
 def kind(value: Any) -> str:
