@@ -8,6 +8,12 @@ import sys
 TOOLS = {
     "synth": "data_tools.synth.cli",
     "convert": "data_tools.convert.cli",
+    "probe": "data_tools.probe",
+    "validate": "data_tools.validate",
+    "split": "data_tools.split",
+    "mix": "data_tools.mix",
+    "sample": "data_tools.sample",
+    "filter": "data_tools.filter",
     "cache": "data_tools.cache",
 }
 """Name to module, imported when it is asked for: some of them take seconds."""
