@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from visd.config_train import TrainSection
+from visd.config_train import TrainSection, ValidationSection
 from visd.types import VisdError
 
 
@@ -238,6 +238,7 @@ class RunConfig:
     optim: OptimSection = field(default_factory=OptimSection)
     sft: SftSection = field(default_factory=SftSection)
     parallel: ParallelSection = field(default_factory=ParallelSection)
+    validation: ValidationSection = field(default_factory=ValidationSection)
     tracking: TrackingSection = field(default_factory=TrackingSection)
 
 

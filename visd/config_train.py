@@ -1,4 +1,4 @@
-"""The section `train` of the schema; `visd.config` holds the others and is where all of them are imported from."""
+"""The sections `train` and `validation` of the schema; `visd.config` holds the others and is where all are imported from."""
 
 from __future__ import annotations
 
@@ -14,3 +14,10 @@ class TrainSection:
     shared_prefix: str = "never"  # never: update and teacher run a group's prompt once a rollout; auto: once a group where the model's attention can, else as never, with the reason in the log and in summary.json
     threads: int = 0  # CPU threads of a process; 0 divides the cores among the local ranks
     deterministic: bool = True  # use deterministic kernels, so that resume is bit-exact
+
+
+@dataclass
+class ValidationSection:
+    every: int = 0  # optimiser steps between evaluations on data.validation, which also follow the last step; 0 never
+    samples: int = 64  # questions, drawn once by run.seed and asked greedily; 0 takes all
+    keep_best: bool = True  # keep the weights of the best accuracy so far in run.dir/best, a Hugging Face folder

@@ -73,7 +73,7 @@ def sft(root: Path, model: Path, out: Path) -> list[str]:
     """A trained tower, so that ranks without media must keep it in the graph."""
     return [
         "stage=sft", "method=grpo", f"data.root={root}", "data.train=[sft_train.jsonl]", f"model.path={model}",
-        f"run.dir={out}", "model.freeze=[]", "optim.lr=1e-3",
+        f"run.dir={out}", "model.freeze=[]", "optim.lr=1e-3", "validation.every=1", "data.validation=[train.jsonl]",
     ]  # fmt: skip
 
 
@@ -86,6 +86,8 @@ def test_two_processes_agree_with_one_and_mixed_media_do_not_hang(
     for one, two in zip(records(single), records(trained), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=2e-5)
         assert two["optim/grad_norm"] == pytest.approx(one["optim/grad_norm"], rel=1e-3)
+        for name in ("accuracy", "format", "length_mean"):  # of greedy answers, each rank asking half of the questions
+            assert two[f"validation/{name}"] == pytest.approx(one[f"validation/{name}"], abs=1e-5)
 
     rl = [
         f"data.root={mixed}",

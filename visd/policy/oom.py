@@ -16,6 +16,7 @@ HELP = {
     "teacher": "lower train.micro_batch_tokens, or divide the model among GPUs with parallel=zero3",
     "update": "lower train.micro_batch_tokens, set model.gradient_checkpointing=true, "
     "or divide the model among GPUs with parallel=zero3",
+    "validation": "lower train.prompts_per_step, which are asked together, or rollout.max_new_tokens",
     "optimizer": "divide its state among GPUs with parallel=zero2 or zero3, or set parallel.offload_optimizer=true with these",
 }
 """What to do, by the phase that ran out of memory."""

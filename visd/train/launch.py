@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Any
 
@@ -65,6 +66,7 @@ def summary(run: Run, wall_seconds: float) -> dict[str, Any]:
         "reduced": dict(run.reductions),
         "shared_prefix": run.policy.shares_prefixes,
         "unshared": run.unshared,
+        **({"best": dataclasses.asdict(run.best)} if run.best is not None else {}),
         "processes": run.backend.world_size,
         "parallel": run.config.parallel.mode,
     }

@@ -25,6 +25,7 @@ from visd.train.sharing import confirm
 from visd.train.state import save_if_due
 from visd.train.teach import old_scores, reference_scores, teacher_scores
 from visd.train.update import update_policy
+from visd.train.validate import validate_if_due
 from visd.types import Prompt, RolloutGroup, Sample
 
 
@@ -59,6 +60,7 @@ def train(run: Run) -> None:
                 run.teacher.update(run.backend, run.policy_version, update.made)
         run.policy.forget_features()
         run.step += 1
+        update.metrics.update(validate_if_due(run))
         record_step(run, groups, update, [with_advantages(run, group) for group in left_out])
         save_if_due(run, last)
 

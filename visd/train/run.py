@@ -84,6 +84,14 @@ def _counts(reasons: Counter[str]) -> str:
     return ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far."""
+
+    step: int
+    accuracy: float
+
+
 @dataclass
 class Run:
     """What the loop works with."""
@@ -107,6 +115,7 @@ class Run:
     tracker: Tracker | None = None  # set when the first step is known
     step: int = 0  # optimiser steps done
     policy_version: int = 0  # optimiser steps that changed the weights
+    best: Best | None = None  # with validation.every
     unshared: str = ""  # why train.shared_prefix=auto shares nothing, if it does not
     sharing_confirmed: bool = False  # rows with shared prefixes were compared with rows by themselves
 
@@ -209,6 +218,8 @@ def set_up(config: RunConfig) -> Run:
     check_section(config.reward)
     check_blocks([*config.teacher.context, *config.sft.context])
     samples = load_samples(config, "train")
+    if config.validation.every:
+        load_samples(config, "validation")  # what is wrong with them is said before the first step
     method: Method = build(config.method, "method")
     if config.stage == "rl":
         method.check(samples, config)

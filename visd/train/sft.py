@@ -21,6 +21,7 @@ from visd.train.record import common_metrics
 from visd.train.run import Run
 from visd.train.state import save_if_due
 from visd.train.update import check_finite, idle_step, max_over_ranks, optimizer_step
+from visd.train.validate import validate_if_due
 from visd.types import JudgeReport, Prompt, Rollout, RolloutGroup, Sample, ScoreNeeds
 
 
@@ -45,6 +46,7 @@ def train_sft(run: Run) -> None:
             metrics = update(run, examples, step)
         run.policy.forget_features()
         run.step += 1
+        metrics.update(validate_if_due(run))
         assert run.tracker is not None
         run.tracker.log_step(run.step, reduce(common_metrics(run, metrics), run.backend.all_gather_object))
         save_if_due(run, last)

@@ -16,7 +16,7 @@ from visd.config import ConfigError
 from visd.policy.policy import export
 from visd.teacher.weights import TeacherWeights
 from visd.train.checkpoint import CheckpointStore, TrainState, Writer
-from visd.train.run import Run
+from visd.train.run import Best, Run
 from visd.types import VisdError
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 MAY_CHANGE = (
     "check_only", "run.dir", "run.resume", "checkpoint", "train.steps", "train.stop_after", "train.threads",
     "data.root", "data.validation", "data.test", "data.max_dropped", "data.frames",
-    "prompt.video.timeout", "parallel", "tracking", "rollout.batch_prompts", "rollout.max_mismatch",
+    "prompt.video.timeout", "parallel", "tracking", "validation", "rollout.batch_prompts", "rollout.max_mismatch",
     *(f"rollout.engine.{name}" for name in (
         "memory_share", "cache_gb", "eager", "sleep", "urls", "timeout", "start_wait", "requests", "address", "bucket_mb",
     )),
@@ -55,6 +55,7 @@ def save_checkpoint(run: Run) -> Path:
                 "drops": gathered_drops(run),
                 "judge": gathered_judges(run),
                 "reduced": run.backend.all_gather_object(run.reduced),
+                "best": dataclasses.asdict(run.best) if run.best is not None else None,
             },
         ),
         writers,
@@ -103,6 +104,7 @@ def restore(run: Run, store: CheckpointStore, path: Path) -> None:
     if run.judge is not None and (judges := state.extra.get("judge")):  # the identity says it is the same judge
         run.judge.load_state_dict(judges[run.backend.rank])
     run.reduced.update(state.extra["reduced"][run.backend.rank])
+    run.best = Best(**best) if (best := state.extra.get("best")) else None
 
 
 def teachers(run: Run) -> dict[str, TeacherWeights]:
