@@ -122,13 +122,13 @@ def test_the_first_use_is_compared_and_a_difference_stops_the_run(
     assert run.policy.shares_prefixes
     groups = prepared(run)
     confirm(run, groups)
-    assert run.sharing_confirmed
+    assert run.policy.sharing_confirmed
     rows = [Row(groups[0].prompt, r.token_ids, run.policy.encode([groups[0].prompt])[0]) for r in groups[0].rollouts]
     assert score_gap(run.policy, rows, 1.0, 10_000) < 1e-6
     exact = attention._join
     monkeypatch.setattr(attention, "_join", lambda output, lse, other, sums: exact(output, lse, other, sums + 0.5))
     confirm(run, groups)  # it was confirmed: no second comparison
-    run.sharing_confirmed = False
+    run.policy.sharing_confirmed = False
     with pytest.raises(VisdError, match=rf"(?s)disagree.*{groups[0].sample.id}.*shared_prefix=never"):
         confirm(run, groups)
     run.policy.shares_prefixes = False
@@ -190,7 +190,7 @@ def test_the_comparison_needs_no_larger_micro_batches(
     confirm(run, groups)
     assert {name for name, _ in seen} == {"build_inputs", "build_shared_inputs"}
     assert max(tokens for _, tokens in seen) <= longest
-    assert run.sharing_confirmed
-    run.sharing_confirmed = False
+    assert run.policy.sharing_confirmed
+    run.policy.sharing_confirmed = False
     confirm(run, [])
-    assert not run.sharing_confirmed, "nothing was compared"
+    assert not run.policy.sharing_confirmed, "nothing was compared"

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from data_tools.tiny.model import TinySettings, make_tiny_model
 from tests.runs import assert_bit_equal, groups_with_advantages, small_config, small_run
 from visd.config import ConfigError, ModelSection
+from visd.policy import attention
 from visd.policy.batch import Row
 from visd.policy.policy import Policy
 from visd.teacher.external import check_ends, common_ids
@@ -57,11 +58,13 @@ def asked_alone(run: Run, groups: list[RolloutGroup], folder: Path, needs: Score
     return found
 
 
+@pytest.mark.parametrize("sharing", ["never", "auto"])
 def test_it_scores_the_rollouts_own_ids(
-    taught: Callable[..., tuple[Run, list[RolloutGroup]]], tiny_teacher: Path
+    sharing: str, taught: Callable[..., tuple[Run, list[RolloutGroup]]], tiny_teacher: Path
 ) -> None:
-    run, groups = taught("rollout.temperature=0.8", "train.prompts_per_step=6")
+    run, groups = taught("rollout.temperature=0.8", "train.prompts_per_step=6", f"train.shared_prefix={sharing}")
     found = teacher_scores(run, groups, 0)
+    assert run.external is not None and run.external.policy.sharing_confirmed == (sharing == "auto")
     expected = asked_alone(run, groups, tiny_teacher, ScoreNeeds())
     assert found.keys() == expected.keys() and len(found) == sum(len(g.rollouts) for g in groups)
     assert {bool(group.sample.media) for group in groups} == {True, False}
@@ -69,6 +72,16 @@ def test_it_scores_the_rollouts_own_ids(
         torch.testing.assert_close(scores.logp, expected[key].logp, atol=1e-4, rtol=1e-4)
     assert run.teacher is None and run.external is not None
     assert run.external.processor.frame_cache is run.processor.frame_cache, "frames of one size are decoded once"
+
+
+def test_a_teacher_whose_shared_rows_differ_stops_the_run(
+    taught: Callable[..., tuple[Run, list[RolloutGroup]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, groups = taught("train.shared_prefix=auto")
+    exact = attention._join
+    monkeypatch.setattr(attention, "_join", lambda output, lse, other, sums: exact(output, lse, other, sums + 0.5))
+    with pytest.raises(VisdError, match=rf"(?s)disagree.*{groups[0].sample.id}"):
+        teacher_scores(run, groups, 0)
 
 
 def test_the_students_own_folder_gives_the_students_scores(

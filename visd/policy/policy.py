@@ -55,6 +55,7 @@ class Policy:
         self.adapter_scale = adapter_scale  # factor of the adapters' products; None without adapters
         self.family = model.family
         self.shares_prefixes = False
+        self.sharing_confirmed = False  # rows with shared prefixes were compared with rows by themselves
         self.tower_calls = 0
         self._features: dict[str, VisionFeatures] = {}
 

@@ -116,8 +116,7 @@ class Run:
     step: int = 0  # optimiser steps done
     policy_version: int = 0  # optimiser steps that changed the weights
     best: Best | None = None  # with validation.every
-    unshared: str = ""  # why train.shared_prefix=auto shares nothing, if it does not
-    sharing_confirmed: bool = False  # rows with shared prefixes were compared with rows by themselves
+    unshared: list[str] = field(default_factory=list)  # models that train.shared_prefix=auto cannot share in, and why
 
     @property
     def reductions(self) -> Counter[str]:
@@ -228,22 +227,23 @@ def set_up(config: RunConfig) -> Run:
     # Adapters are float32 of themselves, so that their frozen base need not be; fsdp2 wants one dtype a layer.
     plain = mode.startswith("zero") or (config.model.lora.rank and mode != "fsdp2")
     policy = Policy.load(config.model, backend.device, None if plain or not bf16 else torch.float32, config.run.seed)
-    unshared = ""
-    if config.stage == "rl" and config.train.shared_prefix == "auto":
-        unshared = share_where_possible(policy, compute_dtype(config.model, backend.device))
+    rl = config.stage == "rl"
+    share = rl and config.train.shared_prefix == "auto"
+    unshared = [share_where_possible(policy, config.model)] if share else []
     processor = PromptProcessor.load(config.model.path, config.prompt, Path(config.data.root), config.data.frames)
     engine: RolloutEngine = build(config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer)
     engine.open(limits_of(config, backend.world_size))
     if judge is not None:
         judge.open(JudgeServices(Path(config.run.dir) / "judge", processor.frames, backend.rank, backend.world_size))
     backend.setup(policy.model, optimizer_factory(config.optim, policy.model), config.optim.max_grad_norm)
-    rl = config.stage == "rl"
     taught = rl and method.uses_teacher
     outside = taught and config.teacher.weights == "external"
     teacher = attached(config.teacher, backend) if taught and not outside else None
     external = load_external(config, policy, processor, method.crosses_tokenizers) if outside else None
     if external is not None:
         check_media(external, samples)
+    if share and external is not None:
+        unshared.append(share_where_possible(external.policy, config.model))
     frozen = replace(config.teacher, weights="frozen")
     reference = attached(frozen, backend) if rl and config.objective.kl_weight > 0 else None
     return Run(
@@ -262,7 +262,7 @@ def set_up(config: RunConfig) -> Run:
         reference=reference,
         drops=Drops(len(samples), config.data.max_dropped),
         reduced={},
-        unshared=unshared,
+        unshared=[reason for reason in unshared if reason],
         timer=PhaseTimer(torch.cuda.synchronize if backend.device.type == "cuda" else None),
     )
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from visd.config import ModelSection
 from visd.policy.attention import kernel_gap, why_not
 from visd.policy.batch import Row
-from visd.policy.policy import Policy
+from visd.policy.policy import Policy, compute_dtype
 from visd.train.plan import plan_rows
 from visd.types import RolloutGroup, ScoreNeeds, VisdError
 
@@ -26,53 +28,90 @@ LARGEST_KERNEL_GAP = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 
 """Largest relative difference of attention's outputs and gradients, by dtype."""
 
 
-def share_where_possible(policy: Policy, dtype: torch.dtype) -> str:
-    """Have the policy share prefixes if its attention can; `dtype` is that of activations.
+def share_where_possible(policy: Policy, section: ModelSection) -> str:
+    """Have a policy share prefixes if its attention can; `section` decides the dtype of its activations.
 
     Returns:
-        Why it cannot; "" where it does.
+        Which model cannot, and why; "" where it does.
     """
-    reason = why_not(policy.model.text_model, policy.device, dtype)
-    if reason:
-        log.warning("train.shared_prefix: prompts run once a rollout, not once a group: %s", reason)
-    else:
+    reason = why_not(policy.model.text_model, policy.device, compute_dtype(section, policy.device))
+    if not reason:
         policy.share_prefixes()
-    return reason
+        return ""
+    log.warning("train.shared_prefix: prompts run once a rollout, not once a group, in %s: %s", policy.source, reason)
+    return f"{policy.source}: {reason}"
 
 
 def confirm(run: Run, groups: Sequence[RolloutGroup]) -> None:
-    """Compare shared with plain scores of two rollouts of each of the first two groups, once a start. All ranks call it.
+    """Compare the policy's shared with its plain scores of a few rollouts, once a start. All ranks call it.
 
     Attention is compared by itself too, gradients included, since what is learned hangs on these.
 
     Raises:
         VisdError: on all ranks, if the two differ on one by more than rounding does.
     """
-    if not run.policy.shares_prefixes or run.sharing_confirmed:
+    policy = run.policy
+    if not policy.shares_prefixes or policy.sharing_confirmed:
         return
-    embeddings = run.policy.model.hf.get_input_embeddings()
-    features = run.policy.encode([group.prompt for group in groups[:2]])
+    features = policy.encode([group.prompt for group in groups[:2]])
     rows = [
         Row(group.prompt, rollout.token_ids, feature)
         for group, feature in zip(groups[:2], features, strict=True)
         for rollout in group.rollouts[:2]
     ]
-    device = run.backend.device
     with run.backend.whole_weights():
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else embeddings.weight.dtype
-        gap = score_gap(run.policy, rows, run.config.rollout.temperature, run.config.train.micro_batch_tokens)
-        found = torch.tensor([gap, kernel_gap(device, dtype), len(rows)], dtype=torch.float64)
-    gap, kernel, compared = run.backend.all_reduce(found, "max").tolist()
-    limits = LARGEST_GAP[dtype], LARGEST_KERNEL_GAP[dtype]
-    if not (gap <= limits[0] and kernel <= limits[1]):
+        gaps = gaps_of(run, policy, rows)
+    found = torch.tensor([gaps.scores, gaps.kernel, len(rows)], dtype=torch.float64)
+    scores, kernel, compared = run.backend.all_reduce(found, "max").tolist()
+    check_gaps(replace(gaps, scores=scores, kernel=kernel), rows)
+    policy.sharing_confirmed = compared > 0
+
+
+def confirm_teacher(run: Run, policy: Policy, rows: Sequence[Row]) -> None:
+    """The same for an external teacher, which every rank holds whole: two of its rows of each of two samples.
+
+    Raises:
+        VisdError: as `confirm`, on this rank.
+    """
+    if not policy.shares_prefixes or policy.sharing_confirmed or not rows:
+        return
+    by_sample: dict[str, list[Row]] = {}
+    for row in rows:
+        by_sample.setdefault(row.prompt.sample_id, []).append(row)
+    few = [row for same in list(by_sample.values())[:2] for row in same[:2]]
+    check_gaps(gaps_of(run, policy, few), few)
+    policy.sharing_confirmed = True
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """How shared and plain forwards differ."""
+
+    dtype: torch.dtype  # of activations
+    scores: float  # nats, mean absolute difference of log-probabilities
+    kernel: float  # attention's outputs and gradients, relative
+
+
+def gaps_of(run: Run, policy: Policy, rows: Sequence[Row]) -> Gaps:
+    """On rows, in micro-batches of the run's budget, and of attention by itself."""
+    kind = policy.device.type
+    weights = policy.model.hf.get_input_embeddings().weight.dtype
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weights
+    scores = score_gap(policy, rows, run.config.rollout.temperature, run.config.train.micro_batch_tokens)
+    return Gaps(dtype, scores, kernel_gap(policy.device, dtype))
+
+
+def check_gaps(gaps: Gaps, rows: Sequence[Row]) -> None:
+    """Raise a VisdError if they are more than rounding."""
+    scores, kernel = LARGEST_GAP[gaps.dtype], LARGEST_KERNEL_GAP[gaps.dtype]
+    if not (gaps.scores <= scores and gaps.kernel <= kernel):  # NaN is a difference
         names = ", ".join(sorted({row.prompt.sample_id for row in rows})) or "another rank"
         raise VisdError(
-            f"train.shared_prefix: shared and plain forwards disagree in {dtype}: log-probabilities by {gap:.2g} nats "
-            f"on average (at most {limits[0]:g}; samples of {names}), attention by {kernel:.2g} (at most {limits[1]:g}). "
-            "Set train.shared_prefix=never, and report the model and the versions of torch and transformers."
+            f"train.shared_prefix: shared and plain forwards disagree in {gaps.dtype}: log-probabilities by "
+            f"{gaps.scores:.2g} nats on average (at most {scores:g}; samples of {names}), attention by {gaps.kernel:.2g} "
+            f"(at most {kernel:g}). Set train.shared_prefix=never, and report the model and the versions of torch and "
+            "transformers."
         )
-    run.sharing_confirmed = compared > 0
 
 
 @torch.no_grad()

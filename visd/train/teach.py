@@ -19,6 +19,7 @@ from visd.teacher.weights import TeacherWeights
 from visd.train.batches import Item
 from visd.train.plan import plan_rows
 from visd.train.run import Run
+from visd.train.sharing import confirm_teacher
 from visd.types import DroppedSample, Prompt, RolloutGroup, ScoreNeeds, TokenScores
 
 RowScores = dict[tuple[str, int], TokenScores]
@@ -112,6 +113,7 @@ def external_scores(
         return teacher.fitted(scores, items[index].rollout, rows[index], needs)
 
     with run.backend.together():
+        confirm_teacher(run, teacher.policy, rows)
         scores = score_rows(teacher.policy, _job(run, teacher.policy, items, rows, needs, support), fitted)
     teacher.policy.forget_features()
     return {item.key: score for item, score in zip(items, scores, strict=True)}

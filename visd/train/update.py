@@ -77,7 +77,7 @@ def one_update(
     rounds = max_over_ranks(run, len(plan.batches))
     update.metrics.sum("update/tokens", plan.tokens)
     update.metrics.sum("update/repeated_tokens", plan.repeated)
-    if run.unshared:
+    if run.unshared and not run.policy.shares_prefixes:
         update.metrics.sum("update/unshared_rollouts", len(items))
     run.policy.set_training(True)
     for i in range(rounds):
