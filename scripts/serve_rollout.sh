@@ -6,11 +6,12 @@
 # SERVERS (default 1) servers listen on PORT, PORT + 1, ... (default 8000). On GPUs each has GPUS of them (default 1), for
 # tensor parallelism. HOST (default 127.0.0.1) is the address to listen at: whoever reaches it can change weights, so choose
 # one inside a network that you trust. WAIT (s, default 600) is the longest wait for the servers, PYTHON the interpreter.
-# Ctrl-C ends all. A server that ends is not started again: the run goes on with the others.
+# Ctrl-C ends all, by force after GRACE (s, default 10). A server that ends is not started again: the run goes on with the
+# others.
 set -euo pipefail
 
 if [ $# -lt 1 ]; then
-    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
     exit 2
 fi
 MODEL=$1
@@ -23,7 +24,16 @@ PYTHON=${PYTHON:-python}
 
 PIDS=()
 tensor=()
-trap 'kill "${PIDS[@]}" 2>/dev/null || true' EXIT
+# A server that is still loading does not heed a polite end, and its engine outlives it: each has a group of its own.
+finish() {
+    kill "${PIDS[@]}" 2>/dev/null || true
+    for ((tenth = 0; tenth < 10 * ${GRACE:-10}; tenth++)); do
+        kill -0 "${PIDS[@]}" 2>/dev/null || break
+        sleep 0.1
+    done
+    for server in "${PIDS[@]}"; do kill -KILL -- "-$server" 2>/dev/null || true; done
+}
+trap finish EXIT
 trap 'exit 130' INT TERM
 
 URLS=()
@@ -34,7 +44,7 @@ for ((server = 0; server < SERVERS; server++)); do
         devices=("CUDA_VISIBLE_DEVICES=$(seq -s, "$first" $((first + GPUS - 1)))")
         tensor=(--tensor-parallel-size "$GPUS")
     fi
-    env "${devices[@]}" "$PYTHON" -m visd.rollout.serve "$MODEL" --host "$HOST" --port $((PORT + server)) \
+    setsid env "${devices[@]}" "$PYTHON" -m visd.rollout.serve "$MODEL" --host "$HOST" --port $((PORT + server)) \
         "${tensor[@]}" "$@" &
     PIDS+=($!)
     URLS+=("http://$HOST:$((PORT + server))")
