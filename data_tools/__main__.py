@@ -14,6 +14,8 @@ TOOLS = {
     "mix": "data_tools.mix",
     "sample": "data_tools.sample",
     "filter": "data_tools.filter",
+    "stats": "data_tools.stats",
+    "annotate": "data_tools.annotate",
     "cache": "data_tools.cache",
 }
 """Name to module, imported when it is asked for: some of them take seconds."""

@@ -8,7 +8,6 @@ it can be stopped and started again, and several machines can fill one store.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,13 +15,14 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import AutoConfig
 
+from data_tools.io.cli import guarded, tool_parser
 from visd.cli import compose_config
 from visd.config import ConfigError, RunConfig, load
 from visd.media.cache import FrameCache
 from visd.media.errors import DecodeError
 from visd.media.families import family_from_config
 from visd.train.run import load_samples
-from visd.types import Media, VisdError
+from visd.types import Media
 
 AHEAD = 64
 """Files that are given to the decoders together."""
@@ -38,14 +38,17 @@ class Filled:
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or "--help" in arguments or "-h" in arguments:
-        print(__doc__)
-        return 0
-    try:
-        filled = fill(load(compose_config(arguments)))
-    except VisdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    parser = tool_parser("cache", __doc__)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="arguments of scripts/train.py")
+    parser.add_argument("--num-workers", type=int, help="processes, instead of data.frames.workers")
+    chosen = parser.parse_intermixed_args(arguments)
+    if chosen.num_workers is not None:
+        chosen.settings.append(f"data.frames.workers={chosen.num_workers}")
+    return guarded(lambda: _main(chosen.settings))
+
+
+def _main(settings: list[str]) -> int:
+    filled = fill(load(compose_config(settings)))
     for problem in filled.problems:
         print(f"{problem.reason}: {problem}")
     reasons = dict(sorted(Counter(problem.reason for problem in filled.problems).items()))
