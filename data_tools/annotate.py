@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--backoff", type=float, default=1.0, help="s before the first of them, doubled before each next one"
     )
-    add_pass_arguments(parser, SHARD)
+    add_pass_arguments(parser, SHARD, engine=False)
     chosen = parser.parse_args(arguments)
     return guarded(lambda: _main(chosen))
 

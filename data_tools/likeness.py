@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -61,9 +62,12 @@ def sketch(words: frozenset[str]) -> int:
     """64 bits that differ the less the more words two questions share (Charikar, SimHash, 2002)."""
     if not words:
         return 0
-    hashes = np.array([id_hash(word) for word in words], np.uint64)
+    hashes = np.array([_word_hash(word) for word in words], np.uint64)
     bits = np.unpackbits(hashes.view(np.uint8).reshape(len(words), 8), axis=1)
     return int(np.packbits(2 * bits.sum(axis=0, dtype=np.int64) > len(words)).view(np.uint64)[0])
+
+
+_word_hash = lru_cache(50_000)(id_hash)
 
 
 def shared_words(a: frozenset[str], b: frozenset[str]) -> float:

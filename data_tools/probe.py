@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--timeout", type=float, default=60.0, help="s, longest time for one file")
     parser.add_argument("--memory-mb", type=int, default=4096, help="MiB that decoding one file may take")
     parser.add_argument("--frames", type=int, default=3, help="frames decoded of a video, evenly spread; 0: all")
-    add_pass_arguments(parser, SHARD)
+    add_pass_arguments(parser, SHARD, engine=False)
     chosen = parser.parse_args(arguments)
     return guarded(lambda: _main(chosen))
 

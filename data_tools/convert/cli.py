@@ -22,9 +22,10 @@ from data_tools.convert.base import Options
 from data_tools.convert.boxes import CONVENTIONS
 from data_tools.convert.formats import FORMATS
 from data_tools.convert.work import Conversion, find_convention
-from data_tools.io.cli import check_output, guarded, progress, summary, tool_parser
+from data_tools.io.cli import check_output, guarded, summary, tool_parser
 from data_tools.io.manifests import check_kind, replacing, write_manifest
-from data_tools.io.rows import check_input, load_json, read_chunks
+from data_tools.io.passes import Pass, add_pass_arguments, beside, run_pass, write_dropped
+from data_tools.io.rows import check_input, load_json
 from data_tools.io.shards import ShardedWork, ShardReport
 from visd.data.fields import ManifestError
 from visd.observe.files import write_atomic
@@ -60,35 +61,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--durations", type=Path, help="Charades-STA: CSV with columns id and length")
     parser.add_argument("--ids", choices=("keep", "row"), default="keep", help="row: source and row number instead")
     parser.add_argument("--max-dropped", type=float, default=0.0, help="largest share of rows that may be dropped")
-    parser.add_argument("--num-workers", type=int, default=1, help="processes")
-    parser.add_argument("--shard-rows", type=int, default=5000, help="rows of a shard, the unit of a restart")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT")
+    add_pass_arguments(parser)
     return parser
 
 
 def _main(chosen: argparse.Namespace) -> int:
     out: Path = chosen.out
-    check_output(out, chosen.overwrite)
     if chosen.target_format == "manifest":
         check_kind(out)
     elif out.suffix not in (".jsonl", ".json"):
         raise VisdError(f"{out}: {chosen.target_format} is written as .jsonl or .json")
+    check_output(out, chosen.overwrite)
     check_input(chosen.input, folder=True)
     conversion, found = _conversion(chosen)
-    status = chosen.input.stat()
-    plan = {
-        "input": [str(chosen.input.resolve()), status.st_size, status.st_mtime_ns],
-        "conversion": repr(conversion),
-        "shard_rows": chosen.shard_rows,
-    }
-    with ShardedWork(out, plan) as work, progress(f"convert {chosen.input.name}") as advance:
-        report = work.run(
-            read_chunks(chosen.input, chosen.shard_rows),
-            conversion,
-            chosen.num_workers,
-            lambda chunk, total: advance(chunk.done, chunk.of, summary(total)),
-        )
-        return _finish(work, report, chosen, found)
+    return run_pass(
+        out,
+        [chosen.input],
+        conversion,
+        Pass.chosen(chosen),
+        lambda work, report: _finish(work, report, chosen, found),
+        name="convert",
+    )
 
 
 def _conversion(chosen: argparse.Namespace) -> tuple[Conversion, dict[str, Any]]:
@@ -144,12 +137,7 @@ def _durations(path: Path) -> dict[str, float]:
 
 def _finish(work: ShardedWork, report: ShardReport, chosen: argparse.Namespace, boxes: dict[str, Any]) -> int:
     out: Path = chosen.out
-    listed = out.with_name(f"{out.name}.dropped.jsonl")
-    dropped = sum(report.dropped.values())
-    if dropped:
-        write_atomic(listed, "".join(f"{line}\n" for line in work.dropped()))
-    else:
-        listed.unlink(missing_ok=True)
+    listed, dropped = write_dropped(work, report, out), sum(report.dropped.values())
     if dropped > chosen.max_dropped * report.rows:
         raise VisdError(
             f"{chosen.input}: {summary(report)}; see {listed}. {out} is not written: repair the rows, or allow them "
@@ -163,8 +151,7 @@ def _finish(work: ShardedWork, report: ShardReport, chosen: argparse.Namespace, 
     else:
         _write_rows(out, work.lines())
     about = {"rows": report.rows, "written": report.written, "dropped": report.dropped, "notes": report.notes}
-    write_atomic(out.with_name(f"{out.name}.report.json"), json.dumps({**about, "boxes": boxes}, indent=2) + "\n")
-    work.clear()
+    write_atomic(beside(out, "report.json"), json.dumps({**about, "boxes": boxes}, indent=2) + "\n")
     print(f"{out}: {summary(report)}")
     if report.notes.get("boxes"):
         print(f"boxes: {boxes['convention']} ({boxes['by']}), written as 0-1")

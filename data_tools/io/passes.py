@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.io.cli import check_output, progress, summary
+from data_tools.io.engines import ENGINES
 from data_tools.io.manifests import check_kind, write_manifest
 from data_tools.io.rows import Chunk, check_input, read_files
 from data_tools.io.shards import ShardedWork, ShardReport, Task
@@ -25,13 +26,21 @@ class Pass:
     workers: int = 1
     shard_rows: int = SHARD_ROWS
     overwrite: bool = False
+    engine: str = "processes"
 
     @classmethod
     def chosen(cls, arguments: argparse.Namespace) -> Pass:
-        return cls(arguments.num_workers, arguments.shard_rows, arguments.overwrite)
+        engine = getattr(arguments, "engine", cls.engine)  # some tools have processes of their own
+        return cls(arguments.num_workers, arguments.shard_rows, arguments.overwrite, engine)
 
 
-def add_pass_arguments(parser: argparse.ArgumentParser, shard_rows: int = SHARD_ROWS) -> None:
+def add_pass_arguments(parser: argparse.ArgumentParser, shard_rows: int = SHARD_ROWS, engine: bool = True) -> None:
+    """Arguments that decide how the work goes on; without `engine` for a tool that has processes of its own."""
+    if engine:
+        help_ = (
+            "ray: the cluster of RAY_ADDRESS, or a Ray started here; files must be on a disk that all machines share"
+        )
+        parser.add_argument("--engine", choices=ENGINES, default="processes", help=help_)
     parser.add_argument("--num-workers", type=_positive, default=1, help="processes")
     parser.add_argument(
         "--shard-rows", type=_positive, default=shard_rows, help="rows of a shard, the unit of a restart"
@@ -96,6 +105,7 @@ def run_pass(
             task,
             how.workers,
             lambda chunk, total: advance(chunk.done, chunk.of, summary(total)),
+            how.engine,
         )
         status = finish(work, report)
         work.clear()

@@ -7,16 +7,11 @@ most the shards that were being worked on, one a process, are done again.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import multiprocessing
-import os
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from data_tools.io.engines import ENGINES
 from data_tools.io.rows import Chunk
 from visd.data.fields import ManifestError
 from visd.observe.files import write_atomic
@@ -71,7 +67,7 @@ class ShardedWork:
     """The shards of one output. Use as a context: it holds the lock on the work folder."""
 
     def __init__(self, out: Path, plan: Mapping[str, Any]):
-        self.out, self.folder = out, out.with_name(f"{out.name}.work")
+        self.out, self.folder = out, out.absolute().with_name(f"{out.name}.work")
         self.plan = json.loads(json.dumps(plan))
         self._lock = FileLock(str(out.with_name(f".{out.name}.lock")))
 
@@ -95,44 +91,47 @@ class ShardedWork:
         Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def run(
-        self, chunks: Iterable[Chunk], task: Task, workers: int, tell: Callable[[Chunk, ShardReport], None]
+        self,
+        chunks: Iterable[Chunk],
+        task: Task,
+        workers: int,
+        tell: Callable[[Chunk, ShardReport], None],
+        engine: str = "processes",
     ) -> ShardReport:
         """Do what is not done yet; `tell` is called after each shard.
+
+        Args:
+            engine: one of `ENGINES`. With another machine's help, the folder must be on a disk that all of them share.
 
         Raises:
             VisdError: reading or a task failed; shards that are done stay.
         """
         total = ShardReport()
-        for chunk, report in self._reports(chunks, task, workers):
+        for chunk, report in self._reports(chunks, task, workers, engine):
             total.add(report)
             tell(chunk, total)
         return total
 
-    def _reports(self, chunks: Iterable[Chunk], task: Task, workers: int) -> Iterator[tuple[Chunk, ShardReport]]:
-        if workers <= 1:
+    def _reports(
+        self, chunks: Iterable[Chunk], task: Task, workers: int, engine: str
+    ) -> Iterator[tuple[Chunk, ShardReport]]:
+        if workers <= 1 and engine == "processes":
             for chunk in chunks:
                 yield chunk, self._known(chunk) or _work(self.folder, task, chunk)
             return
-        context = multiprocessing.get_context("forkserver")
-        with ProcessPoolExecutor(workers, context, _die_with_parent) as pool:
+        with ENGINES[engine](workers) as submit:
             waiting: dict[Future[ShardReport], Chunk] = {}
-            try:
-                for chunk in chunks:
-                    known = self._known(chunk)
-                    if known is not None:
-                        yield chunk, known
-                        continue
-                    small = Chunk(chunk.path, chunk.number, (), chunk.done, chunk.of)
-                    waiting[pool.submit(_work, self.folder, task, chunk)] = small
-                    if len(waiting) >= AHEAD * workers:
-                        yield from _finished(waiting, FIRST_COMPLETED)
-                while waiting:
+            for chunk in chunks:
+                known = self._known(chunk)
+                if known is not None:
+                    yield chunk, known
+                    continue
+                small = Chunk(chunk.path, chunk.number, (), chunk.done, chunk.of)
+                waiting[submit(_work, self.folder, task, chunk)] = small
+                if len(waiting) >= AHEAD * workers:
                     yield from _finished(waiting, FIRST_COMPLETED)
-            except BrokenProcessPool as error:
-                raise VisdError(f"{self.out}: a process was ended from outside; give the same command again") from error
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            while waiting:
+                yield from _finished(waiting, FIRST_COMPLETED)
 
     def _known(self, chunk: Chunk) -> ShardReport | None:
         path = self.folder / f"{chunk.number:06d}.json"
@@ -210,11 +209,3 @@ def _work(folder: Path, task: Task, chunk: Chunk) -> ShardReport:
         np.save(folder / f"{name}.npy", result.table)
     write_atomic(folder / f"{name}.json", json.dumps(asdict(result.report)))
     return result.report
-
-
-def _die_with_parent() -> None:
-    """In a new process: end when the one that asked for it is gone, however it went (Linux)."""
-    # 1 is PR_SET_PDEATHSIG. The parent is the fork server, which ends with its own parent.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() == 1:
-        os._exit(1)
