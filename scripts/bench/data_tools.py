@@ -4,8 +4,8 @@
     python scripts/bench/data_tools.py --records 20000 --small 2000
 
 Synthetic rows in the layout of Open-o3-Video's training data, five questions a video, with windows, key frames and boxes, go through
-convert, validate and stats; each video is a link to one of a few real files. Records a second include starting Python. Memory
-is the largest sum of the processes of a command (PSS, read from /proc every 50 ms), and is taken for many and for few records.
+convert, validate and stats; each video is a link to one of a few real files. Records a second are those of one core: records by
+the processor time of all processes, starting Python included, so that what else the machine does changes little. Memory is the largest sum of the processes of a command (PSS, read from /proc every 50 ms), and is taken for many and for few records.
 Then a conversion is killed with `kill -9` in its middle and started again: shards that were done must not be done again.
 """
 
@@ -111,32 +111,46 @@ def start(arguments: list[str]) -> subprocess.Popen[bytes]:
 class Measured:
     """One command."""
 
-    seconds: float
+    seconds: float  # of processor time
     mib: float  # largest sum over its processes
     status: int
 
 
 def measured(arguments: list[str]) -> Measured:
-    began, process, peak = time.monotonic(), start(arguments), 0
+    process, peak = start(arguments), 0
+    seconds: dict[int, float] = {}
     while process.poll() is None:
-        peak = max(peak, tree_bytes(process.pid))
+        members = session(process.pid)
+        peak = max(peak, sum(used.memory for used in members.values()))
+        seconds |= {pid: used.seconds for pid, used in members.items()}
         time.sleep(EVERY)
-    return Measured(time.monotonic() - began, peak / 2**20, process.returncode)
+    return Measured(sum(seconds.values()), peak / 2**20, process.returncode)
 
 
-def tree_bytes(pid: int) -> int:
-    """Proportional set size of the processes of a session, in bytes."""
-    total = 0
+@dataclass(frozen=True)
+class Used:
+    """By one process so far."""
+
+    memory: int  # bytes, proportional set size
+    seconds: float  # of processor time
+
+
+def session(leader: int) -> dict[int, Used]:
+    """The processes of a session, by pid."""
+    found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
+        pid = int(entry.name)
         try:
-            if os.getsid(int(entry.name)) == pid:
-                found = re.search(r"^Pss:\s+(\d+) kB", (entry / "smaps_rollup").read_text(), re.M)
-                total += int(found[1]) * 1024 if found else 0
-        except (OSError, ProcessLookupError):
+            if os.getsid(pid) != leader:
+                continue
+            memory = re.search(r"^Pss:\s+(\d+) kB", (entry / "smaps_rollup").read_text(), re.M)
+            ticks = (entry / "stat").read_text().rpartition(")")[2].split()[11:13]
+        except OSError:
             continue  # it has just ended
-    return total
+        found[pid] = Used(int(memory[1]) * 1024 if memory else 0, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"))
+    return found
 
 
 @dataclass(frozen=True)
@@ -188,7 +202,7 @@ def measure(chosen: argparse.Namespace, folder: Path, say: Callable[[str], None]
         write_input(source, count)
         for name, arguments in commands(folder, source, chosen.num_workers, chosen.shard_rows).items():
             found.setdefault(name, {})[count] = one = measured(arguments)
-            say(f"{name} of {count}: {one.seconds:.1f} s, {one.mib:.0f} MiB")
+            say(f"{name} of {count}: {one.seconds:.1f} s of one core, {one.mib:.0f} MiB")
             if one.status:
                 raise SystemExit(f"{name} ended with status {one.status}")
     out = folder / "killed.jsonl"
@@ -202,7 +216,7 @@ def measure(chosen: argparse.Namespace, folder: Path, say: Callable[[str], None]
 def text_of(found: dict[str, dict[int, Measured]], cost: Killed, chosen: argparse.Namespace) -> str:
     small, large = chosen.small, chosen.records
     lines = [
-        f"| command | records a second ({large:,}) | peak MiB ({small:,}) | peak MiB ({large:,}) | ratio |",
+        f"| command | records a second of one core | peak MiB ({small:,}) | peak MiB ({large:,}) | ratio |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name, by_count in found.items():
