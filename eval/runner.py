@@ -116,7 +116,7 @@ def _answered(
 ) -> QuestionResult:
     def attempts(rollouts: Sequence[Rollout]) -> tuple[Attempt, ...]:
         return tuple(
-            _attempt(sample, r.text, reward, r.seed, r.stop_reason == "length", len(r.token_ids)) for r in rollouts
+            _attempt(sample, r.own_text, reward, r.seed, r.stop_reason == "length", r.length) for r in rollouts
         )
 
     return QuestionResult(

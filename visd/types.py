@@ -188,6 +188,18 @@ class Rollout:
     seed: int
     policy_version: int  # optimiser steps the sampling policy had taken
     by_teacher: bool = False  # written by the teacher for the method; no metric of the policy's answers counts it
+    own: tuple[bool, ...] = ()  # False for a token that a tool wrote; empty: the policy wrote all
+    calls: tuple[str, ...] = ()  # outcome of each tool call: ok, or why there was no result
+
+    @property
+    def length(self) -> int:
+        """Tokens that the policy wrote; these alone are trained on and counted."""
+        return sum(self.own) if self.own else len(self.token_ids)
+
+    @property
+    def own_text(self) -> str:
+        """What the policy wrote."""
+        return "".join(p for p, own in zip(self.pieces, self.own, strict=True) if own) if self.own else self.text
 
 
 @dataclass(frozen=True)
@@ -321,6 +333,10 @@ class TokenScores:
     def row(self, index: int, length: int) -> TokenScores:
         """Row `index` alone, without its padding: [length, ...]."""
         return self._map(lambda value: value[index, :length])
+
+    def where(self, mask: Tensor) -> TokenScores:
+        """The tokens of a mask, [T] to [n, ...]."""
+        return self._map(lambda value: value[mask])
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> TokenScores:
         values = {f.name: getattr(self, f.name) for f in fields(self)}

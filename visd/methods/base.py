@@ -44,7 +44,7 @@ class StepView:
     """A whole step as one rank sees it, before its update."""
 
     groups: Sequence[RolloutGroup]  # of this rank
-    teacher: Mapping[tuple[str, int], TokenScores]  # of this rank, unpadded, by sample id and rollout index
+    teacher: Mapping[tuple[str, int], TokenScores]  # of this rank, of the policy's own tokens, by sample id and index
     gather: Gather  # returns one entry a rank; what a method keeps must be computed from all of them
 
 

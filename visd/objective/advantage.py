@@ -51,7 +51,7 @@ def returns_of(group: RolloutGroup, section: ObjectiveSection, longest: int) -> 
     """
     totals = [rewards.total for rewards in group.rewards]
     if section.overlong_share > 0:
-        lengths = (len(rollout.token_ids) for rollout in group.rollouts)
+        lengths = (rollout.length for rollout in group.rollouts)
         penalties = (section.overlong_penalty * overlong(n, longest, section.overlong_share) for n in lengths)
         totals = [total - penalty for total, penalty in zip(totals, penalties, strict=True)]
     judge_weight = section.judge_weight

@@ -93,7 +93,7 @@ def _advantages(metrics: Metrics, group: RolloutGroup) -> None:
 def _rollouts(metrics: Metrics, rollouts: Sequence[Rollout]) -> None:
     if not rollouts:
         return
-    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    lengths = [rollout.length for rollout in rollouts]
     metrics.mean("rollout/length_mean", lengths)
     metrics.max("rollout/length_max", *lengths)
     metrics.mean("rollout/truncated", (rollout.stop_reason == "length" for rollout in rollouts))
@@ -101,6 +101,9 @@ def _rollouts(metrics: Metrics, rollouts: Sequence[Rollout]) -> None:
     metrics.mean("leak/mention_rate", (mentions_privileged(rollout.text) for rollout in rollouts))
     metrics.sum("rollout/count", len(rollouts))
     metrics.sum("rollout/tokens", *lengths)
+    if any(rollout.calls for rollout in rollouts):
+        metrics.mean("rollout/calls", (len(rollout.calls) for rollout in rollouts))
+        metrics.mean("rollout/failed_call_share", (call != "ok" for rollout in rollouts for call in rollout.calls))
 
 
 def token_metrics(

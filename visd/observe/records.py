@@ -19,7 +19,10 @@ TraceKey = tuple[str, int]
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """Why each token of one rollout is weighted as it is. Lists run over its T tokens; None where not computed."""
+    """Why each token of one rollout is weighted as it is. Lists run over its T tokens; None where not computed.
+
+    A tool's tokens have advantage 0: nothing is learnt from them.
+    """
 
     logp: list[float]  # student, at the sampling temperature
     weight: list[float]
@@ -62,19 +65,19 @@ def token_traces(batch: TokenBatch, credit: TokenCredit, student: TokenScores) -
     """The traces of a micro-batch's rows."""
     traces = {}
     for row, (group, index) in enumerate(zip(batch.groups, batch.indices, strict=True)):
-        mask = batch.mask[row].bool()
-        if not bool(mask.any()):
+        if not bool(batch.mask[row].any()):
             continue
+        count = len(group.rollouts[index].token_ids)
         scored = bool(batch.has_teacher[row])
         gap = credit.log_ratio if scored else None
         clipped = credit.clipped if scored else None
         traces[(group.sample.id, group.rollouts[index].seed)] = TokenTrace(
-            logp=_floats(student.logp[row], mask),
-            weight=_floats(credit.weights[row], mask),
-            advantage=_floats(credit.advantages[row], mask),
-            dimension=[DIMENSIONS[i] for i in batch.dimensions[row][mask].tolist()],
-            gap=None if gap is None else _floats(gap[row], mask),
-            clipped=None if clipped is None else [bool(c) for c in clipped[row][mask].tolist()],
+            logp=_floats(student.logp[row, :count]),
+            weight=_floats(credit.weights[row, :count]),
+            advantage=_floats((credit.advantages * batch.mask)[row, :count]),
+            dimension=[DIMENSIONS[i] for i in batch.dimensions[row, :count].tolist()],
+            gap=None if gap is None else _floats(gap[row, :count]),
+            clipped=None if clipped is None else [bool(c) for c in clipped[row, :count].tolist()],
         )
     return traces
 
@@ -144,5 +147,5 @@ def read_dump(path: Path) -> list[RolloutRecord]:
     return records
 
 
-def _floats(values: Tensor, mask: Tensor) -> list[float]:
-    return [round(value, 6) for value in values.detach()[mask].double().cpu().tolist()]
+def _floats(values: Tensor) -> list[float]:
+    return [round(value, 6) for value in values.detach().double().cpu().tolist()]

@@ -21,6 +21,7 @@ class Sampling:
     top_k: int
     max_new_tokens: int
     greedy: bool = False
+    stop: tuple[str, ...] = ()  # texts after which nothing of an answer is used; an engine may stop there or go on
 
 
 @dataclass(frozen=True)

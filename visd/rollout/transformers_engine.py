@@ -66,7 +66,8 @@ class TransformersEngine(RolloutEngine):
 
         `generate` computes ended rows until the last one ends, which is most of the work where few answers are long.
         """
-        n, most = sampler.sampling.n, sampler.sampling.max_new_tokens
+        n, most, texts = sampler.sampling.n, sampler.sampling.max_new_tokens, sampler.sampling.stop
+        stops = [StopTexts(texts, inputs.input_ids.shape[1], self.tokenizer)] if texts else []
         positions = inputs.position_ids if self.policy.family.four_rows else inputs.position_ids[0]
         ids = inputs.input_ids.repeat_interleave(n, dim=0)
         mask = inputs.attention_mask.repeat_interleave(n, dim=0)
@@ -84,7 +85,7 @@ class TransformersEngine(RolloutEngine):
                 past_key_values=cache,
                 generation_config=self._generation_config(most - sampler.drawn),
                 logits_processor=[sampler],
-                stopping_criteria=StoppingCriteriaList([ManyEnded(eos)]),
+                stopping_criteria=StoppingCriteriaList([ManyEnded(eos), *stops]),
                 synced_gpus=False,  # weights are whole here, and a rank may have nothing to sample
             )
             drawn = zip(rows.tolist(), ids[:, before:].tolist(), torch.stack(sampler.logp, dim=1).tolist(), strict=True)
@@ -111,6 +112,20 @@ class TransformersEngine(RolloutEngine):
             pad_token_id=self.policy.eos_ids[0],
             use_cache=True,
         )
+
+
+class StopTexts(StoppingCriteria):
+    """Ends a row once its answer holds one of the texts; what `generate` pads it with comes after the text."""
+
+    def __init__(self, texts: Sequence[str], prompt_length: int, tokenizer: Any):
+        self.texts = texts
+        self.start = prompt_length
+        self.tokenizer = tokenizer
+        self.window = max(len(text.encode()) for text in texts)  # a token has a byte at least
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        tails = self.tokenizer.batch_decode(input_ids[:, self.start :][:, -self.window :], skip_special_tokens=True)
+        return torch.tensor([any(text in tail for text in self.texts) for tail in tails], device=input_ids.device)
 
 
 def left_padded(prompts: Sequence[Prompt], features: Sequence[VisionFeatures | None]) -> ForwardInputs:

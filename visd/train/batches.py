@@ -55,10 +55,9 @@ def token_batch(items: Sequence[Item], has_teacher: Sequence[bool], device: torc
         for report in reports
     ]
     ids = padded([torch.tensor(r.token_ids) for r in rollouts])
-    lengths = torch.tensor([len(r.token_ids) for r in rollouts])
     return TokenBatch(
         token_ids=ids.to(device),
-        mask=(torch.arange(ids.shape[1])[None] < lengths[:, None]).to(device),
+        mask=padded([own_tokens(r) for r in rollouts]).to(device),
         advantages=torch.tensor([item.advantage for item in items], dtype=torch.float32, device=device),
         engine_logp=padded([torch.tensor(r.logp) for r in rollouts]).to(device),
         groups=[item.group for item in items],
@@ -67,6 +66,16 @@ def token_batch(items: Sequence[Item], has_teacher: Sequence[bool], device: torc
         dimensions=padded([torch.tensor(d) for d in dimensions]).to(device),
         dimension_scores=torch.tensor(scores, dtype=torch.float32, device=device),
     )
+
+
+def own_tokens(rollout: Rollout) -> Tensor:
+    """[T] bool: tokens that the policy wrote."""
+    return torch.tensor(rollout.own or (True,) * len(rollout.token_ids), dtype=torch.bool)
+
+
+def scores_of_own(scores: TokenScores, rollout: Rollout) -> TokenScores:
+    """Scores of one rollout, [T, ...], at the tokens that the policy wrote."""
+    return scores.where(own_tokens(rollout).to(scores.logp.device)) if rollout.own else scores
 
 
 def _nan(score: float | None) -> float:

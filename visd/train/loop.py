@@ -110,7 +110,7 @@ def sample_rollouts(
 def with_rewards(run: Run, group: RolloutGroup, step: int) -> RolloutGroup:
     """Verifiable rewards of every rollout."""
     progress = step / run.config.train.steps
-    rewards = (score(group.sample, rollout.text, run.config.reward, progress) for rollout in group.rollouts)
+    rewards = (score(group.sample, rollout.own_text, run.config.reward, progress) for rollout in group.rollouts)
     return replace(group, rewards=tuple(rewards))
 
 

@@ -48,7 +48,7 @@ def objective_metrics(run: Run, groups: Sequence[RolloutGroup], left_out: Sequen
     if objective.overlong_share > 0:
         rollouts = [rollout for group in (*groups, *left_out) for rollout in group.rollouts]
         longest, share = run.config.rollout.max_new_tokens, objective.overlong_share
-        values = [overlong(len(rollout.token_ids), longest, share) for rollout in rollouts]
+        values = [overlong(rollout.length, longest, share) for rollout in rollouts]
         metrics.mean("reward/overlong", values)
         metrics.mean("reward/overlong_share", (value > 0 for value in values))
     return metrics

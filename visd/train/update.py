@@ -14,7 +14,7 @@ from visd.observe.accumulate import Metrics
 from visd.observe.metrics import token_metrics
 from visd.observe.records import TokenTrace, TraceKey, token_traces
 from visd.policy.oom import memory_of
-from visd.train.batches import Item, dummy_row, join_scores, token_batch
+from visd.train.batches import Item, dummy_row, join_scores, scores_of_own, token_batch
 from visd.train.diagnose import context_metrics, magnitude_metrics
 from visd.train.dynamic import mini_batches
 from visd.train.optimizer import learning_rate
@@ -47,7 +47,9 @@ def update_policy(
         old: log-probabilities that ratios are taken to, for `objective.old_logp=start`.
     """
     metrics = Metrics()
-    for name, value in run.method.observe(StepView(groups, teacher, run.backend.all_gather_object), step).items():
+    by_key = {(group.sample.id, i): r for group in groups for i, r in enumerate(group.rollouts)}
+    seen = {key: scores_of_own(scores, by_key[key]) for key, scores in teacher.items()}
+    for name, value in run.method.observe(StepView(groups, seen, run.backend.all_gather_object), step).items():
         metrics.max(f"method/{name}", value)
     metrics.update(context_metrics(run, groups, teacher))
     update = Update(0, metrics, {})
@@ -109,7 +111,7 @@ def optimizer_step(run: Run, step: int, metrics: Metrics) -> bool:
 
 def count(run: Run, groups: Sequence[RolloutGroup]) -> Denominators:
     """Tokens and rollouts of an update; a rollout without gradient counts as much as any other."""
-    tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
+    tokens = sum(rollout.length for group in groups for rollout in group.rollouts)
     rollouts = sum(len(group.rollouts) for group in groups)
     total = run.backend.all_reduce(torch.tensor([tokens, rollouts], dtype=torch.float64))
     return Denominators(int(total[0]), int(total[1]), run.config.rollout.max_new_tokens)
