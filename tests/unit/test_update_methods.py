@@ -9,16 +9,55 @@ import pytest
 import torch
 
 from tests.runs import assert_same_gradients, capture_gradients, groups_with_advantages, small_run
+from visd.train.batches import token_batch
 from visd.train.run import Run
-from visd.train.teach import reference_scores, teacher_scores
-from visd.train.update import update_policy
-from visd.types import Rewards, RolloutGroup
+from visd.train.teach import items_of, reference_scores, teacher_scores
+from visd.train.update import count, update_policy
+from visd.types import Rewards, RolloutGroup, ScoreNeeds
 
 
 def groups_with_successes(run: Run) -> list[RolloutGroup]:
     """Made-up advantages, and every second rollout right."""
     rewards = [Rewards(float(i % 2), {"accuracy": float(i % 2)}, bool(i % 2), float(i % 2)) for i in range(4)]
     return [replace(group, rewards=tuple(rewards)) for group in groups_with_advantages(run)]
+
+
+def with_a_tool(group: RolloutGroup) -> RolloutGroup:
+    """As if a tool had written the third and fourth token of each rollout that goes on after them."""
+    rollouts = []
+    for rollout in group.rollouts:
+        count = len(rollout.token_ids)
+        own = tuple(i not in (2, 3) for i in range(count)) if count > 4 else ()
+        logp = tuple(value if i not in (2, 3) or not own else 0.0 for i, value in enumerate(rollout.logp))
+        rollouts.append(replace(rollout, own=own, logp=logp))
+    return replace(group, rollouts=tuple(rollouts))
+
+
+def test_tokens_of_tools_are_neither_trained_on_nor_counted(
+    small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path
+) -> None:
+    run = small_run(small_world, tiny_qwen2_5_vl, tmp_path, "method=sod_self", "method.opd_weight=0")
+    groups = [with_a_tool(group) for group in groups_with_successes(run)]
+    whole = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
+    written = sum(rollout.length for group in groups for rollout in group.rollouts)
+    assert written < whole and count(run, groups).tokens == written
+    items = items_of(run, groups)
+    batch = token_batch(items, [False] * len(items), run.backend.device)
+    assert int(batch.mask.sum()) == written
+    grads = capture_gradients(run)
+    traces = update_policy(run, groups, {}, {}, 0).traces
+    advantages = {(g.sample.id, r.seed): (g.advantages[i], r) for g in groups for i, r in enumerate(g.rollouts)}
+    for key, trace in traces.items():
+        advantage, rollout = advantages[key]
+        own = rollout.own or (True,) * len(rollout.token_ids)
+        assert trace.advantage == pytest.approx([advantage if mine else 0.0 for mine in own], abs=1e-5)
+    expected = capture_gradients(run)
+    run.policy.set_training(True)
+    student = run.policy.score([item.row() for item in items], temperature=1.0, needs=ScoreNeeds())
+    loss = -(student.logp * batch.advantages[:, None] * batch.mask).sum() / written
+    run.backend.backward(loss, last=True)
+    run.backend.step(0.0)
+    assert_same_gradients(grads, expected, relative=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +70,7 @@ def groups_with_successes(run: Run) -> list[RolloutGroup]:
         ("antisd", ["method.gate=false"]),
         ("dasd", ["method.beta=1"]),
         ("resd", []),
+        ("sod_self", []),
     ],
 )
 def test_any_split_into_micro_batches_gives_the_same_gradients(
@@ -43,6 +83,8 @@ def test_any_split_into_micro_batches_gives_the_same_gradients(
             "data.train=[train.jsonl,text_train.jsonl]", *settings,
         )  # fmt: skip
         groups = groups_with_successes(run)
+        if method == "sod_self":
+            groups = [with_a_tool(group) for group in groups]
         grads = capture_gradients(run)
         update = update_policy(run, groups, teacher_scores(run, groups, 0), reference_scores(run, groups), 0)
         metrics = update.metrics.values()

@@ -140,6 +140,8 @@ class RESD(Method):
             raise ConfigError(
                 "objective.aggregation: resd averages over the tokens of rollouts with a context; take token."
             )
+        if config.objective.mini_batches > 1:
+            raise ConfigError("objective.mini_batches: resd averages over the whole step; take 1.")
         if self.feedback and not config.judge.get("_target_"):
             raise ConfigError("judge: resd shows the judge's feedback; choose a judge, or set method.feedback=false.")
 
@@ -260,7 +262,7 @@ class RESD(Method):
     def observe(self, seen: StepView, step: int) -> dict[str, float]:
         """The denominator: tokens of the rollouts that have a teacher, over all ranks."""
         metrics = Metrics()
-        lengths = [len(rollout.token_ids) for group in seen.groups for rollout in group.rollouts]
+        lengths = [rollout.length for group in seen.groups for rollout in group.rollouts]
         metrics.sum("all_tokens", *lengths)
         metrics.sum("taught_tokens", *(len(scores.logp) for scores in seen.teacher.values()))
         for group in seen.groups:

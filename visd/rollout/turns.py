@@ -1,4 +1,4 @@
-"""Answers in several turns: a layer over an engine that goes on from given ids, which runs the tools which the policy calls.
+"""Answers in several turns: a layer over an engine that goes on from given ids, running the tools that are called.
 
 An answer is one assistant turn. Where it closes a call, sampling stops, the tool's words are appended, and the answer goes
 on after them; all answers that wait for their next turn are sampled together. What tools say is part of `token_ids`, of
