@@ -204,7 +204,7 @@ def frame_size(prompt: Prompt, pixel_factor: int) -> tuple[int, int] | None:
 
 def answered(item: Item, benchmark: Benchmark, rollout: Rollout, seen: Seen) -> Answered:
     """A rollout, read and scored."""
-    return answer_of(item, benchmark, rollout.text, rollout.stop_reason == "length", len(rollout.token_ids), seen)
+    return answer_of(item, benchmark, rollout.own_text, rollout.stop_reason == "length", rollout.length, seen)
 
 
 def answer_of(item: Item, benchmark: Benchmark, text: str, truncated: bool, tokens: int, seen: Seen) -> Answered:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 AnswerType = Literal["word", "number", "letter", "text", "window", "box"]
 MediaKind = Literal["video", "image"]
 StopReason = Literal["eos", "length"]
@@ -199,7 +200,11 @@ class Rollout:
     @property
     def own_text(self) -> str:
         """What the policy wrote."""
-        return "".join(p for p, own in zip(self.pieces, self.own, strict=True) if own) if self.own else self.text
+        return "".join(self.of_own(self.pieces)) if self.own else self.text
+
+    def of_own(self, values: Sequence[T]) -> Sequence[T]:
+        """The values, one a token, of the tokens that the policy wrote."""
+        return [value for value, own in zip(values, self.own, strict=True) if own] if self.own else values
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -142,6 +144,19 @@ def test_wrong_texts_make_pairs_only_where_asked(keep: str, kept: bool) -> None:
     method = PBSD(keep=keep)
     wrong = score(group.sample, group.rollouts[0].text, RewardSection(), 0.0)
     assert method._kept(wrong, group.rewards[0]) is kept
+
+
+def test_a_tools_tokens_are_in_no_margin() -> None:
+    plain = group_of([0.0], length=4)
+    rollout = replace(plain.rollouts[0], text="abcd", pieces=tuple("abcd"))
+    written = replace(rollout, own=(True, False, False, True))
+    services: Any = SimpleNamespace(
+        step=0, seed=lambda *parts: 1, teacher_view=lambda prompt, context: prompt, write=lambda *asked: [written],
+        score=lambda prompts, texts: [[-1.0, -10.0, -10.0, -2.0]] * len(texts),
+    )  # fmt: skip
+    method = PBSD()
+    method.prepare([replace(plain, rollouts=(rollout,), advantages=(0.0,))], services)
+    assert method._student == {CHOSEN: -3.0, REJECTED: -23.0}
 
 
 def test_settings_that_cannot_work_are_refused() -> None:

@@ -121,9 +121,10 @@ class PBSD(Method):
             texts = added.setdefault(group.sample.id, [])
             chosen, rejected = (group.sample.id, len(group.rollouts) + len(texts)), (group.sample.id, k)
             # Its log-probabilities are the student's, as are those of every other rollout.
-            rewards = score(group.sample, text.text, self._reward, progress)
+            rewards = score(group.sample, text.own_text, self._reward, progress)
             texts.append((replace(text, logp=tuple(own), by_teacher=True), rewards))
-            self._student[chosen], self._student[rejected] = self._sum(own), self._sum(other)
+            self._student[chosen] = self._sum(text.of_own(own))
+            self._student[rejected] = self._sum(group.rollouts[k].of_own(other))
             if self._kept(rewards, group.rewards[k]):
                 self._partner[chosen], self._partner[rejected] = rejected, chosen
                 self._chosen.add(chosen)
@@ -150,10 +151,10 @@ class PBSD(Method):
                 self._gap[key] = self._student[key] - self._sum(seen.teacher[key].logp.double().tolist())
                 rollout = groups[key[0]].rollouts[key[1]]
                 metrics.mean(f"{name}_logp", [self._student[key]])
-                metrics.mean(f"{name}_length", [len(rollout.token_ids)])
+                metrics.mean(f"{name}_length", [rollout.length])
                 metrics.mean(f"{name}_correct", [groups[key[0]].rewards[key[1]].correct])
                 metrics.mean(f"{name}_over_teacher", [self._gap[key]])
-                metrics.mean(f"{name}_mentions", [mentions_privileged(rollout.text)])
+                metrics.mean(f"{name}_mentions", [mentions_privileged(rollout.own_text)])
             margin = self.beta * (self._gap[chosen] - self._gap[rejected])
             metrics.mean("margin", [margin])
             metrics.mean("margin_right_share", [margin > 0])

@@ -28,7 +28,7 @@ def group_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
     metrics = Metrics()
     by_teacher = [rollout for group in groups for rollout in group.rollouts if rollout.by_teacher]
     if by_teacher:
-        metrics.sum("teacher/tokens_written", *(len(rollout.token_ids) for rollout in by_teacher))
+        metrics.sum("teacher/tokens_written", *(rollout.length for rollout in by_teacher))
     groups = [_of_policy(group) for group in groups]
     for group in groups:
         _rewards(metrics, group.sample.family, group.rewards)
@@ -97,8 +97,8 @@ def _rollouts(metrics: Metrics, rollouts: Sequence[Rollout]) -> None:
     metrics.mean("rollout/length_mean", lengths)
     metrics.max("rollout/length_max", *lengths)
     metrics.mean("rollout/truncated", (rollout.stop_reason == "length" for rollout in rollouts))
-    metrics.mean("rollout/deliberation", (deliberation_markers(rollout.text) for rollout in rollouts))
-    metrics.mean("leak/mention_rate", (mentions_privileged(rollout.text) for rollout in rollouts))
+    metrics.mean("rollout/deliberation", (deliberation_markers(rollout.own_text) for rollout in rollouts))
+    metrics.mean("leak/mention_rate", (mentions_privileged(rollout.own_text) for rollout in rollouts))
     metrics.sum("rollout/count", len(rollouts))
     metrics.sum("rollout/tokens", *lengths)
     if any(rollout.calls for rollout in rollouts):

@@ -25,7 +25,7 @@ def context_metrics(run: Run, groups: Sequence[RolloutGroup], teacher: RowScores
     metrics.mean("teacher/row_share", scored)
     if teacher:
         shown = [(target.item, target.text) for target in targets_of(run, groups) if target.item.key in teacher]
-        shares = (copied_share(item.group.rollouts[item.index].text, text) for item, text in shown)
+        shares = (copied_share(item.group.rollouts[item.index].own_text, text) for item, text in shown)
         metrics.mean("leak/copied_share", (share for share in shares if share is not None))
     return metrics
 
