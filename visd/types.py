@@ -392,3 +392,4 @@ class Term:
     mask: Tensor  # [B, T] bool
     weight: float
     clipped: Tensor | None = None  # [B, T], share of the token's entries or 0/1: where a clamp decided the value
+    measures: Mapping[str, Tensor] = field(default_factory=dict)  # [B, T] each, logged as means over `mask`

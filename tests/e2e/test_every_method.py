@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ from tests.runs import small_config
 from tests.tree import ROOT
 from visd.cli import compose_config
 from visd.config import RewardSection, build, load
+from visd.judge.rule import RuleJudge
 from visd.seeding import derive_seed
 from visd.train import loop
 from visd.train.launch import run_stage
-from visd.types import Rewards, Sample
+from visd.types import JudgeReport, Rewards, Rollout, Sample, Span
 
 METHODS = sorted(path.stem for path in (ROOT / "configs/method").glob("*.yaml"))
 WITHOUT_TEACHER = {"grpo"}
@@ -37,13 +39,22 @@ DIAGNOSTICS = {
 
 @pytest.fixture(autouse=True)
 def some_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An untrained model answers nothing right: a half of its answers, by their text, is taken for right."""
+    """An untrained model answers nothing right and says nothing that could be judged.
+
+    A half of its answers, by their text, is taken for right, and all that an answer says as judged to be so.
+    """
+    report = RuleJudge.report
 
     def score(sample: Sample, text: str, section: RewardSection, progress: float) -> Rewards:
         right = derive_seed(text) % 2
         return Rewards(float(right), {"accuracy": float(right)}, bool(right), float(right))
 
+    def judged(judge: RuleJudge, sample: Sample, rollout: Rollout) -> JudgeReport:
+        verdict = "right" if derive_seed(rollout.own_text) % 2 else "wrong"
+        return replace(report(judge, sample, rollout), spans=(Span(0, len(rollout.text), "logic", verdict),))
+
     monkeypatch.setattr(loop, "score", score)
+    monkeypatch.setattr(RuleJudge, "report", judged)
 
 
 def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:

@@ -18,10 +18,11 @@ from tests.runs import (
     small_run,
     weights,
 )
+from visd.methods.base import Scores
 from visd.train.run import Run
 from visd.train.teach import reference_scores, teacher_scores
 from visd.train.update import Update, update_policy
-from visd.types import RolloutGroup
+from visd.types import RolloutGroup, Term, TokenBatch
 
 
 def step(run: Run, groups: list[RolloutGroup]) -> Update:
@@ -155,12 +156,10 @@ def test_rollouts_without_advantage_are_left_out_exactly(
         run = small_run(small_world, tiny_qwen2_5_vl, tmp_path, "method=grpo")
         groups = groups_with_advantages(run)
         groups[0] = replace(groups[0], advantages=(0.0,) * 4)
-        run.method.__class__.learns_without_advantage = everything
-        try:
-            grads = capture_gradients(run)
-            update = step(run, groups)
-        finally:
-            run.method.__class__.learns_without_advantage = False
+        run.method.learns_without_advantage = True  # type: ignore[misc]
+        run.method.active = lambda step, on=everything: on  # type: ignore[method-assign,misc]
+        grads = capture_gradients(run)
+        update = step(run, groups)
         found.append(grads)
         assert len(update.traces) == (8 if everything else 4)
     assert_same_gradients(*found, relative=1e-6)
@@ -174,3 +173,19 @@ def test_a_loss_that_is_not_a_number_names_the_samples(
     groups[0] = replace(groups[0], advantages=(float("nan"), 1.0, -1.0, 0.0))
     with pytest.raises(Exception, match=groups[0].sample.id):
         step(run, groups)
+
+
+def test_measures_of_a_term_are_logged_as_means_over_its_tokens(
+    small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path
+) -> None:
+    run = small_run(small_world, tiny_qwen2_5_vl, tmp_path, "method=opsd", "method.reference=answer")
+    terms, groups = run.method.terms, groups_with_advantages(run)
+
+    def measured(batch: TokenBatch, scores: Scores, step: int) -> dict[str, Term]:
+        digits = (batch.token_ids % 7).double()
+        return {name: replace(t, measures={"digit": digits}) for name, t in terms(batch, scores, step).items()}
+
+    run.method.terms = measured  # type: ignore[method-assign]
+    metrics = update_policy(run, groups, teacher_scores(run, groups, 0), {}, 0).metrics.values()
+    digits = [token % 7 for group in groups for rollout in group.rollouts for token in rollout.token_ids]
+    assert metrics["term/distillation_digit"] == pytest.approx(sum(digits) / len(digits))

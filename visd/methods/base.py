@@ -106,7 +106,7 @@ class Method:
     """True for a method that ever asks for a teacher; for the others none is kept in memory."""
 
     learns_without_advantage: ClassVar[bool] = False
-    """True for a method whose extra terms also teach from rollouts with advantage 0; otherwise these are skipped."""
+    """True for a method that, while active, also teaches from rollouts with advantage 0; otherwise these are skipped."""
 
     crosses_tokenizers: ClassVar[bool] = False
     """True for a method whose external teacher may have another tokenizer; its needs name `units`."""

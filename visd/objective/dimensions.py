@@ -20,9 +20,14 @@ def token_dimensions(rollout: Rollout, spans: Sequence[Span] = ()) -> list[int]:
         by_character[start:end] = [DIMENSIONS.index(dimension)] * (end - start)
     for span in spans:
         by_character[span.start : span.end] = [DIMENSIONS.index(span.dimension)] * (span.end - span.start)
-    dimensions, position = [], 0
+    return [LOGIC if middle is None else by_character[middle] for middle in token_middles(rollout)]
+
+
+def token_middles(rollout: Rollout) -> list[int | None]:
+    """The middle character of each token, as an offset in `Rollout.text`; None for a token without text."""
+    middles: list[int | None] = []
+    position = 0
     for piece in rollout.pieces:
-        middle = position + len(piece) // 2
-        dimensions.append(by_character[middle] if piece else LOGIC)
+        middles.append(position + len(piece) // 2 if piece else None)
         position += len(piece)
-    return dimensions
+    return middles

@@ -36,7 +36,8 @@ class Target:
 
 def items_of(run: Run, groups: Sequence[RolloutGroup]) -> list[Item]:
     """The rollouts that the update may learn from: those whose advantage, KL or extra terms give a gradient."""
-    everything = run.config.objective.kl_weight > 0 or run.method.learns_without_advantage
+    teaches = run.method.learns_without_advantage and run.method.active(run.step)
+    everything = run.config.objective.kl_weight > 0 or teaches
     items = []
     for group, features in zip(groups, run.policy.encode([group.prompt for group in groups]), strict=True):
         items += [

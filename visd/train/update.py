@@ -185,6 +185,8 @@ def micro_step(
         metrics.mean(f"term/{name}", term.value.detach()[counted].tolist())
         if term.clipped is not None:
             metrics.mean(f"term/{name}_clip_share", term.clipped[counted].float().tolist())
+        for measure, values in term.measures.items():
+            metrics.mean(f"term/{name}_{measure}", values[counted].double().tolist())
     check_finite(run, loss, [item.group.sample.id for item in items])
     run.backend.backward(loss, last=last)
 
