@@ -55,8 +55,8 @@ class Case:
     privileged: int
 
     def scaled(self, by: int) -> Case:
-        lengths = (max(1, round(n / by)) for n in (self.prompt, self.response))
-        return Case(self.name, *lengths, self.group, max(1, round(self.privileged / by)))
+        prompt, response, privileged = (max(1, round(n / by)) for n in (self.prompt, self.response, self.privileged))
+        return Case(self.name, prompt, response, self.group, privileged)
 
 
 CASES = (
@@ -175,12 +175,16 @@ def measured(shape: Shape, case: Case, repeats: int) -> Result:
     student, teacher = rows_of(case, teacher=False), rows_of(case, teacher=True)
     firsts = [step(policy, student, teacher)[1] for policy in (plain, shared)]
     times = [[step(policy, student, teacher)[0] for policy in (plain, shared)] for _ in range(repeats)]
+    alone, once = zip(*times, strict=True)
     return Result(
-        shape, case, *(statistics.median(column) for column in zip(*times, strict=True)),
-        statistics.median(a / b for a, b in times),
-        floor(shape.sizes, case, False, 3) / floor(shape.sizes, case, True, 3),
-        float((firsts[0] - firsts[1]).abs().max()),
-    )  # fmt: skip
+        shape,
+        case,
+        plain=statistics.median(alone),
+        shared=statistics.median(once),
+        ratio=statistics.median(a / b for a, b in times),
+        allowed=floor(shape.sizes, case, False, 3) / floor(shape.sizes, case, True, 3),
+        difference=float((firsts[0] - firsts[1]).abs().max()),
+    )
 
 
 HEAD = """| shape | case | P, R, G, T | prompt once a rollout | once a group | ratio | ratio of the floors | reached | difference, nats |
