@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
@@ -36,7 +35,7 @@ def make_run(folder: Path, prompts: int, group: int, tokens: int, *settings: str
     options = [
         "experiment=demo", f"data.root={folder / 'world'}", f"model.path={folder / 'model'}", f"run.dir={folder / 'run'}",
         f"train.prompts_per_step={prompts}", f"rollout.n={group}", f"rollout.max_new_tokens={tokens}", "method=grpo",
-        *settings,
+        "data.frames.workers=0", *settings,
     ]  # fmt: skip
     return set_up(load(compose_config(options)))
 
@@ -75,7 +74,8 @@ def main() -> None:
             folder, args.prompts, max(args.groups), args.tokens, "rollout=vllm", "+rollout.engine.cache_gb=1"
         )
         first.engine.sync(first.backend, -1)
-        table = Table("answers a prompt", "transformers, tokens/s", "vLLM, tokens/s", "ratio")
+        console = Console()
+        console.print(f"{parameters / 1e6:.1f} M parameters, {args.prompts} prompts, up to {args.tokens} tokens")
         for number, group in enumerate(args.groups):
             runs = {
                 engine: make_run(folder, args.prompts, group, args.tokens, f"rollout={engine}")
@@ -83,10 +83,9 @@ def main() -> None:
             }
             runs["vllm"].engine = first.engine  # it is loaded once
             plain, vllm = (tokens_per_second(run, number * ROUNDS) for run in runs.values())
-            table.add_row(str(group), f"{plain:.0f}", f"{vllm:.0f}", f"{vllm / plain:.2f}")
-        console = Console()
-        console.print(f"{parameters / 1e6:.1f} M parameters, {args.prompts} prompts, up to {args.tokens} tokens")
-        console.print(table)
+            console.print(
+                f"{group} answers a prompt: transformers {plain:.0f} tokens/s, vLLM {vllm:.0f}, ratio {vllm / plain:.2f}"
+            )
 
 
 if __name__ == "__main__":
