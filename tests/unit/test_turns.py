@@ -186,6 +186,7 @@ def test_a_run_trains_on_answers_with_calls(small_world: Path, tiny_qwen2_5_vl: 
     config = small_config(
         small_world, tiny_qwen2_5_vl, tmp_path, "method=sod_self", "data.train=[train.jsonl,text_train.jsonl]",
         "+rollout.engine.inner={_target_: tests.unit.test_turns.Scripted}", "rollout.max_new_tokens=100", "rollout.n=2",
+        "rollout.max_mismatch=0",  # a script has no log-probabilities
     )  # fmt: skip
     assert run_stage(config) == 0
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -196,3 +197,9 @@ def test_a_run_trains_on_answers_with_calls(small_world: Path, tiny_qwen2_5_vl: 
     for record in map(json.loads, dump.read_text().splitlines()):
         advantages, own = record["tokens"]["advantage"], record["text"].split(RESULT)
         assert len(own) >= 2 and len(advantages) == len(record["pieces"]), "every token has its reasons"
+
+
+def test_an_engine_that_reads_prompts_as_text_is_refused(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TransformersEngine, "uses_module", False)
+    with pytest.raises(ConfigError, match=r"rollout\.engine\.inner"):
+        TurnsEngine(made[0], made[1].tokenizer)
