@@ -1,6 +1,6 @@
 """Rollouts by vLLM against transformers' generate, on whatever device there is.
 
-    python scripts/bench/rollout_vllm.py [--groups 4 8 16 32] [--width 128] [--layers 4] [--prompts 4] [--tokens 64]
+    python scripts/bench/rollout_vllm.py [--groups 4 8 16 32] [--width 128] [--layers 4] [--prompts 4] [--tokens 64] [--busy]
 
 Both engines sample for the same untrained model, with the same weights and prompts: videos that neither has seen before.
 Reported are tokens per second, since answers differ in length, and their ratio; best of three after a first round that
@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -40,15 +41,15 @@ def make_run(folder: Path, prompts: int, group: int, tokens: int, *settings: str
     return set_up(load(compose_config(options)))
 
 
-def tokens_per_second(run: Run, seen: int) -> float:
+def tokens_per_second(run: Run, seen: int, clock: Callable[[], float]) -> float:
     """Best of the rounds; step numbers begin at `seen`, so that the prompts are new to the engine."""
     best = 0.0
     for number in range(ROUNDS):
         pairs = run.step_prompts(seen + number)
         run.engine.sync(run.backend, seen + number)
-        began = time.perf_counter()
+        began = clock()
         groups = sample_rollouts(run, pairs, seen + number)
-        seconds = time.perf_counter() - began
+        seconds = clock() - began
         run.policy.forget_features()
         count = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
         if number:
@@ -63,7 +64,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--busy", action="store_true", help="count processor time: for CPUs that others use too")
     args = parser.parse_args()
+    clock = time.process_time if args.busy else time.perf_counter
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = TinySettings(text_width=args.width, text_layers=args.layers, text_mlp=3 * args.width)
@@ -82,7 +85,7 @@ def main() -> None:
                 for engine in ("transformers", "vllm")
             }
             runs["vllm"].engine = first.engine  # it is loaded once
-            plain, vllm = (tokens_per_second(run, number * ROUNDS) for run in runs.values())
+            plain, vllm = (tokens_per_second(run, number * ROUNDS, clock) for run in runs.values())
             console.print(
                 f"{group} answers a prompt: transformers {plain:.0f} tokens/s, vLLM {vllm:.0f}, ratio {vllm / plain:.2f}"
             )
