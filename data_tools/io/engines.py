@@ -57,7 +57,7 @@ def ray_tasks(workers: int) -> Iterator[Submit]:
         local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises it bare where a part of it does not start
             raise VisdError(f"--engine ray: no Ray can be had ({error}); check RAY_ADDRESS") from error
     try:
         yield lambda function, *arguments: ray.remote(function).remote(*arguments).future()

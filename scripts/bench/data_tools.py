@@ -5,7 +5,8 @@
 
 Synthetic rows in the layout of Open-o3-Video's training data, five questions a video, with windows, key frames and boxes, go through
 convert, validate and stats; each video is a link to one of a few real files. Records a second are those of one core: records by
-the processor time of all processes, starting Python included, so that what else the machine does changes little. Memory is the largest sum of the processes of a command (PSS, read from /proc every 50 ms), and is taken for many and for few records.
+the processor time of all processes, starting Python included, so that what else the machine does changes little. Memory is the
+largest sum of the processes of a command (PSS, read from /proc five times a second), for many and for few records.
 Then a conversion is killed with `kill -9` in its middle and started again: shards that were done must not be done again.
 """
 
@@ -40,7 +41,7 @@ WORDS = [first + second for first in ("ka", "mo", "ri", "su", "te", "no", "hi", 
 QUESTIONS = 5
 """A video."""
 CLIPS = 4
-EVERY = 0.05
+EVERY = 0.2
 """s between two looks at a process."""
 
 
