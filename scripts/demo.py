@@ -35,7 +35,7 @@ class Part:
     """One command of the demo."""
 
     title: str
-    minutes: float  # on two cores
+    minutes: float  # on two slow cores (AVX2); two thirds of it have been seen
     command: Sequence[str]
     done: Callable[[], bool]
 
@@ -63,22 +63,22 @@ def parts(out: Path, method: str, steps: int | None) -> list[Part]:
 
     return [
         Part(
-            "a small world of videos", 1.5,
+            "a small world of videos", 1.9,
             ["-m", "data_tools", "synth", "--out", str(world), "--seed", "0", "--kind", "mixed", *counts,
              "--wrong-share", str(WRONG_SHARE), "--hasty-share", str(HASTY_SHARE), "--questions-per-video", "3"],
             lambda: False,  # it checks itself what is there
         ),
-        Part("a tiny Qwen2.5-VL", 0.2, ["scripts/make_tiny_model.py", "--family", "qwen2_5_vl", "--out", str(tiny)],
+        Part("a tiny Qwen2.5-VL", 0.3, ["scripts/make_tiny_model.py", "--family", "qwen2_5_vl", "--out", str(tiny)],
              (tiny / "config.json").exists),
-        Part("learning to look, from careful traces", 6.7, train("demo_look", look, f"model.path={tiny}"),
+        Part("learning to look, from careful traces", 9.8, train("demo_look", look, f"model.path={tiny}"),
              lambda: finished(look)),
-        Part("warm start on an imperfect annotator's traces", 1,
+        Part("warm start on an imperfect annotator's traces", 1.3,
              train("demo_sft", warm, f"model.path={look / 'model'}"), lambda: finished(warm)),
-        Part("test accuracy before", 1.2, evaluate(warm / "model", out / "eval_before"),
+        Part("test accuracy before", 0.9, evaluate(warm / "model", out / "eval_before"),
              (out / "eval_before" / "results.json").exists),
-        Part(f"training with {method}", 6.6,
+        Part(f"training with {method}", 6.1,
              train("demo", rl, f"model.path={warm / 'model'}", f"method={method}", *MUON, *override), lambda: finished(rl)),
-        Part("test accuracy after", 1.2, evaluate(rl / "model", out / "eval_after"),
+        Part("test accuracy after", 0.9, evaluate(rl / "model", out / "eval_after"),
              (out / "eval_after" / "results.json").exists),
     ]  # fmt: skip
 
