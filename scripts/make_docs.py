@@ -90,14 +90,15 @@ def _default(value: ast.expr | None) -> str:
 
 
 def target_fields(target: str) -> list[FieldDoc]:
-    """Settings of the dataclass that `_target_` names, inherited ones first; what has no default is no setting."""
+    """Settings of the dataclass that `_target_` names, inherited ones first; no setting are private fields and such without default."""
     module, _, name = target.rpartition(".")
     found: dict[str, FieldDoc] = {}
     for cls in reversed(getattr(importlib.import_module(module), name).__mro__):
         if cls.__module__.startswith("visd."):
             source = inspect.getsource(inspect.getmodule(cls) or cls)
             found.update({doc.name: doc for doc in class_fields(source).get(cls.__name__, [])})
-    return [doc for doc in found.values() if doc.default != "required" and "init=False" not in doc.default]
+    settings = (doc for doc in found.values() if not doc.name.startswith("_"))
+    return [doc for doc in settings if doc.default != "required" and "init=False" not in doc.default]
 
 
 def schema_classes() -> dict[str, list[FieldDoc]]:

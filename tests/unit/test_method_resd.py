@@ -364,7 +364,7 @@ def test_a_full_playbook_is_cut(tmp_path: Path) -> None:
     [
         (["objective.aggregation=sequence"], r"objective\.aggregation"),
         (["judge=none"], r"^judge: "),
-        (["objective.mini_batches=2"], r"objective\.mini_batches"),
+        (["objective.mini_batches=2", "objective.old_logp=start"], r"objective\.mini_batches"),
         (["teacher.context=[trial,feedback,reflection,peers]"], r"teacher\.context"),
         (["method.reflections=false"], r"method\.playbook"),
         (["method.writer=poet"], r"method\.writer"),
