@@ -33,8 +33,7 @@ from data_tools.io.passes import (
     beside,
     check_manifests,
     run_pass,
-    write_dropped,
-    write_unique,
+    write_kept,
 )
 from data_tools.io.rows import Chunk
 from data_tools.io.shards import ShardedWork, ShardReport, ShardResult
@@ -258,9 +257,6 @@ class Annotate:
 
 
 def _finish(work: ShardedWork, report: ShardReport, out: Path) -> int:
-    listed = write_dropped(work, report, out)
-    if not report.written:
-        raise VisdError(f"{out}: is not written, since nothing is left: {summary(report)}; see {listed}")
-    write_unique(work, out)
+    write_kept(work, report, out)
     print(f"{out}: {summary(report)}")
     return 0

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from data_tools.io.cli import guarded, summary, tool_parser
+from data_tools.io.cli import add_settings_argument, guarded, summary, tool_parser
 from data_tools.io.manifests import check_kind, chunk_samples, dumps
 from data_tools.io.passes import (
     Pass,
@@ -33,8 +33,7 @@ from data_tools.io.passes import (
     beside,
     check_manifests,
     run_pass,
-    write_dropped,
-    write_unique,
+    write_kept,
 )
 from data_tools.io.rows import Chunk, check_input, read_rows
 from data_tools.io.shards import ShardedWork, ShardReport, ShardResult
@@ -85,13 +84,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--difficulty-field", default="difficulty", help="its name in meta")
     parser.add_argument("--max-tokens", type=int, help="longest prompt; needs --settings, and --probe for media")
     parser.add_argument("--probe", type=Path, nargs="*", help="OUT files of `probe`")
-    parser.add_argument(
-        "--settings",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="arguments of scripts/train.py that decide the prompt",
-    )
+    add_settings_argument(parser)
     add_pass_arguments(parser)
     chosen = parser.parse_args(arguments)
     return guarded(lambda: _main(chosen))
@@ -306,10 +299,7 @@ def _outside(name: str, value: float, bounds: Bounds) -> tuple[str, str]:
 
 
 def _finish(work: ShardedWork, report: ShardReport, out: Path) -> int:
-    listed = write_dropped(work, report, out)
-    if not report.written:
-        raise VisdError(f"{out}: is not written, since nothing is left: {summary(report)}; see {listed}")
-    write_unique(work, out)
+    write_kept(work, report, out)
     about = {"rows": report.rows, "written": report.written, "dropped": report.dropped}
     write_atomic(beside(out, "report.json"), json.dumps(about, indent=2) + "\n")
     print(f"{out}: {summary(report)}")

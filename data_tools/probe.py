@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_tools.io.cli import counted, guarded, tool_parser
+from data_tools.io.cli import check_ending, counted, guarded, tool_parser
 from data_tools.io.manifests import read_samples, write_lines
 from data_tools.io.passes import Pass, add_pass_arguments, beside, check_manifests, run_pass
 from data_tools.io.rows import Chunk
@@ -57,8 +57,7 @@ def main(arguments: list[str]) -> int:
 
 def _main(chosen: argparse.Namespace) -> int:
     out: Path = chosen.out
-    if out.suffix != ".jsonl":
-        raise VisdError(f"{out}: the name must end with .jsonl")
+    check_ending(out, ".jsonl")
     if not chosen.root.is_dir():
         raise VisdError(f"--root {chosen.root}: is no folder")
     check_manifests(chosen.manifests)

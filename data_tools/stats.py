@@ -23,7 +23,7 @@ import jinja2
 
 from data_tools.choose import lot
 from data_tools.distributions import Distribution
-from data_tools.io.cli import guarded, tool_parser
+from data_tools.io.cli import add_settings_argument, check_ending, guarded, tool_parser
 from data_tools.io.manifests import chunk_samples, replacing
 from data_tools.io.passes import Pass, add_pass_arguments, beside, check_manifests, run_pass
 from data_tools.io.rows import Chunk
@@ -66,13 +66,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="page to write (.html)")
     parser.add_argument("--root", type=Path, help="data root, for pictures of samples")
     parser.add_argument("--probe", type=Path, nargs="*", help="OUT files of `probe`")
-    parser.add_argument(
-        "--settings",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="arguments of scripts/train.py that decide the prompt",
-    )
+    add_settings_argument(parser)
     parser.add_argument("--samples", type=int, default=24, help="samples that are shown")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
     add_pass_arguments(parser)
@@ -81,8 +75,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _main(chosen: argparse.Namespace) -> int:
-    if chosen.out.suffix != ".html":
-        raise VisdError(f"{chosen.out}: the name must end with .html")
+    check_ending(chosen.out, ".html")
     if chosen.root is not None and not chosen.root.is_dir():
         raise VisdError(f"--root {chosen.root}: is no folder")
     check_manifests(chosen.manifests)

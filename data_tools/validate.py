@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.checks import Finding, Level, check_sample
-from data_tools.io.cli import counted, guarded, tool_parser
+from data_tools.io.cli import check_ending, counted, guarded, tool_parser
 from data_tools.io.manifests import record_of, write_lines
 from data_tools.io.passes import SHARD_ROWS, Pass, add_pass_arguments, beside, check_manifests, run_pass
 from data_tools.io.rows import Chunk, read_chunks
@@ -55,8 +55,7 @@ def main(arguments: list[str]) -> int:
 
 def _main(chosen: argparse.Namespace) -> int:
     out: Path = chosen.out
-    if out.suffix != ".jsonl":
-        raise VisdError(f"{out}: the name must end with .jsonl")
+    check_ending(out, ".jsonl")
     inputs = [*chosen.manifests, *chosen.against]
     if len({path.resolve() for path in inputs}) < len(inputs):
         raise VisdError("a manifest is given twice; name each once, as training or by --against")

@@ -45,6 +45,18 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise VisdError(f"{out}: is there already; give another name, or --overwrite")
 
 
+def check_ending(out: Path, ending: str) -> None:
+    """Raise VisdError unless the name of an output ends as its kind does."""
+    if out.suffix != ending:
+        raise VisdError(f"{out}: the name must end with {ending}")
+
+
+def add_settings_argument(parser: argparse.ArgumentParser) -> None:
+    """Arguments of a run by which prompts are made."""
+    help_ = "arguments of scripts/train.py that decide the prompt"
+    parser.add_argument("--settings", nargs="+", default=[], metavar="KEY=VALUE", help=help_)
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Advance]:
     """A bar on a terminal; elsewhere nothing, since the tools end with what they did."""

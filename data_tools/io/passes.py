@@ -137,3 +137,15 @@ def write_unique(work: ShardedWork, out: Path) -> None:
     if not write_manifest(out, work.lines()):
         out.unlink()
         raise VisdError(f"{out}: nothing is left to write")
+
+
+def write_kept(work: ShardedWork, report: ShardReport, out: Path) -> None:
+    """Write the records that are left, and beside them a list of the others.
+
+    Raises:
+        VisdError: none is left, or an id stands twice; then the list alone is written.
+    """
+    listed = write_dropped(work, report, out)
+    if not report.written:
+        raise VisdError(f"{out}: is not written, since nothing is left: {summary(report)}; see {listed}")
+    write_unique(work, out)
