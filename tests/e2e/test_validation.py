@@ -15,7 +15,6 @@ from tests.runs import small_config, small_run
 from visd.config import ConfigError, RunConfig
 from visd.train.launch import run_stage
 from visd.train.run import set_up
-from visd.train.validate import questions
 
 ON = ("validation.every=2", "validation.samples=10", "data.validation=[validation.jsonl,text_validation.jsonl]")
 
@@ -46,7 +45,7 @@ def test_the_numbers_are_those_of_eval(validated: Path, small_world: Path, warm_
     """The exported model, asked the same questions by `eval`'s own code."""
     run = small_run(small_world, validated / "model", tmp_path, *ON, "rollout.max_new_tokens=24")
     asking = Asking(samples=0, max_new_tokens=24)
-    result = evaluate(run.engine, run.builder, questions(run), asking, run.config.reward)
+    result = evaluate(run.engine, run.builder, run.questions, asking, run.config.reward)
     last = records(validated)[-1]
     greedy = result.modes["greedy"]
     assert last["validation/accuracy"] == pytest.approx(greedy.accuracy.mean, abs=1e-9)

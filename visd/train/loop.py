@@ -8,7 +8,6 @@ The loop never asks which method runs, how many processes there are or who sampl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -91,7 +90,7 @@ def sample_rollouts(
     sampling = run.sampling
     size = run.config.rollout.batch_prompts or max(len(pairs), 1)
     groups: list[RolloutGroup] = []
-    with run.backend.whole_weights() if run.engine.uses_module else nullcontext():
+    with run.sampling_weights():
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
             seeds = [

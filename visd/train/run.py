@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from visd.parallel import Backend, launch
 from visd.policy.policy import Policy, compute_dtype
 from visd.reward.combine import check_section
 from visd.rollout.base import Limits, RolloutEngine, Sampling
-from visd.seeding import derive_seed
+from visd.seeding import derive_seed, generator
 from visd.teacher.external import ExternalTeacher, check_media, load_external
 from visd.teacher.view import check_blocks
 from visd.teacher.weights import TeacherWeights
@@ -115,8 +116,13 @@ class Run:
     tracker: Tracker | None = None  # set when the first step is known
     step: int = 0  # optimiser steps done
     policy_version: int = 0  # optimiser steps that changed the weights
+    questions: Sequence[Sample] = ()  # what validation.every asks, over all ranks
     best: Best | None = None  # with validation.every
     unshared: list[str] = field(default_factory=list)  # models that train.shared_prefix=auto cannot share in, and why
+
+    def sampling_weights(self) -> AbstractContextManager[object]:
+        """Holds the weights whole for an engine that samples from the policy's own module. All ranks enter it."""
+        return self.backend.whole_weights() if self.engine.uses_module else nullcontext()
 
     @property
     def reductions(self) -> Counter[str]:
@@ -197,6 +203,18 @@ def load_samples(config: RunConfig, split: str) -> list[Sample]:
     return samples
 
 
+def validation_questions(config: RunConfig) -> list[Sample]:
+    """What is asked at every evaluation while training.
+
+    Raises:
+        ConfigError: `data.validation` names no manifest.
+    """
+    samples = load_samples(config, "validation")
+    number = config.validation.samples or len(samples)
+    order = generator("validation", config.run.seed).permutation(len(samples)).tolist()
+    return [samples[i] for i in order[:number]]
+
+
 def set_up(config: RunConfig) -> Run:
     """Build every part. Nothing is written yet and no step is taken."""
     mode = config.parallel.mode
@@ -217,8 +235,7 @@ def set_up(config: RunConfig) -> Run:
     check_section(config.reward)
     check_blocks([*config.teacher.context, *config.sft.context])
     samples = load_samples(config, "train")
-    if config.validation.every:
-        load_samples(config, "validation")  # what is wrong with them is said before the first step
+    questions = validation_questions(config) if config.validation.every else []
     method: Method = build(config.method, "method")
     if config.stage == "rl":
         method.check(samples, config)
@@ -263,6 +280,7 @@ def set_up(config: RunConfig) -> Run:
         drops=Drops(len(samples), config.data.max_dropped),
         reduced={},
         unshared=[reason for reason in unshared if reason],
+        questions=questions,
         timer=PhaseTimer(torch.cuda.synchronize if backend.device.type == "cuda" else None),
     )
 

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
 
 from visd.observe.accumulate import Metrics, reduce
 from visd.policy.oom import memory_of
 from visd.reward.combine import score
-from visd.seeding import derive_seed, generator
+from visd.seeding import derive_seed
 from visd.train.checkpoint import write_json
-from visd.train.run import Best, Run, load_samples
+from visd.train.run import Best, Run
 from visd.train.state import export_model
 from visd.types import Prompt, Rollout, Sample
-
-
-def questions(run: Run) -> list[Sample]:
-    """What is asked at every evaluation.
-
-    Raises:
-        ConfigError: `data.validation` names no manifest.
-    """
-    samples = load_samples(run.config, "validation")
-    number = run.config.validation.samples or len(samples)
-    order = generator("validation", run.config.run.seed).permutation(len(samples)).tolist()
-    return [samples[i] for i in order[:number]]
 
 
 def validate_if_due(run: Run) -> Metrics:
@@ -39,10 +25,10 @@ def validate_if_due(run: Run) -> Metrics:
         return metrics
     with run.timer.phase("validation"):
         run.engine.sync(run.backend, run.policy_version)
-        asked, together = questions(run), run.config.train.prompts_per_step
-        with run.backend.whole_weights() if run.engine.uses_module else nullcontext():
-            for start in range(0, len(asked), together):
-                add_answers(run, asked[start : start + together], metrics)
+        together = run.config.train.prompts_per_step
+        with run.sampling_weights():
+            for start in range(0, len(run.questions), together):
+                add_answers(run, run.questions[start : start + together], metrics)
         run.engine.rest()
         keep_best(run, metrics)
     return metrics
@@ -83,8 +69,8 @@ def keep_best(run: Run, metrics: Metrics) -> None:
         return
     run.best = Best(run.step, accuracy)
     if run.config.validation.keep_best:
-        folder = Path(run.dir) / "best"
+        folder = run.dir / "best"
         export_model(run, folder)
         if run.backend.is_main:
-            write_json(folder / "validation.json", {"step": run.step, "accuracy": accuracy})
+            write_json(folder / "validation.json", asdict(run.best))
         run.backend.barrier()
