@@ -42,7 +42,7 @@ def add_answers(run: Run, samples: Sequence[Sample], metrics: Metrics) -> None:
         pairs = run.prompts(own)
     rollouts = answers(run, [prompt for _, prompt in pairs])
     run.policy.forget_features()
-    texts = {sample.id: rollout.text for (sample, _), rollout in zip(pairs, rollouts, strict=True)}
+    texts = {sample.id: rollout.own_text for (sample, _), rollout in zip(pairs, rollouts, strict=True)}
     for sample in own:
         rewards = score(sample, texts.get(sample.id, ""), run.config.reward, progress=1.0)
         metrics.mean("validation/accuracy", [rewards.accuracy])
@@ -50,7 +50,7 @@ def add_answers(run: Run, samples: Sequence[Sample], metrics: Metrics) -> None:
         metrics.mean("validation/correct", [float(rewards.correct)])
         metrics.mean("validation/format", [rewards.parts["format"] or 0.0])
         metrics.mean("validation/dropped", [float(sample.id not in texts)])
-    metrics.mean("validation/length_mean", [float(len(rollout.token_ids)) for rollout in rollouts])
+    metrics.mean("validation/length_mean", [float(rollout.length) for rollout in rollouts])
     metrics.mean("validation/truncated", [float(rollout.stop_reason == "length") for rollout in rollouts])
 
 
