@@ -17,7 +17,7 @@ help: ## List the targets
 env: ## Make the environment, or do nothing if it is up to date (PYTHON=python3.12 picks the interpreter)
 	@bash scripts/setup/make_env.sh
 
-env-vllm: env ## Make the environment of the tests of vLLM itself, or do nothing if it is up to date (Linux only)
+env-vllm: env ## Make the environment of the tests of vLLM and lmms-eval, or do nothing if it is up to date (Linux only)
 	@bash scripts/setup/make_vllm_env.sh
 
 demo: env ## Make a small world of videos, warm a tiny model up, train it, evaluate it, write a report
@@ -26,8 +26,8 @@ demo: env ## Make a small world of videos, warm a tiny model up, train it, evalu
 test: env lint test-vllm ## Lint, type check and run every test that needs no GPU
 	@$(PY) -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile
 
-test-vllm: env-vllm ## Run the tests of vLLM itself, on the CPU
-	@[ ! -x $(VLLM_VENV)/bin/python ] || $(VLLM_VENV)/bin/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile tests/engines
+test-vllm: env-vllm ## Run the tests of vLLM itself, on the CPU, and of lmms-eval
+	@[ ! -x $(VLLM_VENV)/bin/python ] || $(VLLM_VENV)/bin/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile tests/engines tests/bridges/test_lmms_eval.py
 
 test-fast: env ## Run the tests that take seconds
 	@$(PY) -m pytest -m "not gpu and not slow and not dist" -n $(WORKERS) --dist loadfile

@@ -2,7 +2,7 @@
 
 `out` then holds `samples.jsonl` (one line a question), `results.json`, `report.md` and `report.html`. Started again, it
 asks only what has no answer yet. `shard=0/4` ... `shard=3/4` divide the questions among four processes with one `out`;
-whichever ends last writes the results.
+whichever ends last writes the results. `shard=auto` takes a process's share from torchrun or srun.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from typing import Protocol as Interface
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,35 +24,29 @@ from omegaconf.errors import OmegaConfBaseException
 from eval import benchmarks
 from eval.answers import Reading
 from eval.answers import read as read_answer
+from eval.asking import Builder, replies
 from eval.bench_report import write_reports
 from eval.bench_results import Answered, Record, record_from, summarise, to_line
 from eval.benchmarks.base import Benchmark, Item, Protocol, Seen
 from eval.metrics import majority
-from visd.config import ConfigError, FramesSection, ModelSection, PromptSection, VideoSection
+from eval.model import ModelSettings, check_engine, open_engine
+from eval.shards import own_shard, shard_file, share, stand_alone
+from visd.config import ConfigError, PromptSection, VideoSection
 from visd.observe.console import Progress
 from visd.observe.files import read_jsonl, write_atomic
 from visd.rollout.base import RolloutEngine, Sampling
 from visd.seeding import derive_seed
-from visd.types import DroppedSample, Prompt, Question, Rollout, VisdError
+from visd.types import DroppedSample, Rollout, VisdError
 
 BOX_UNITS = ("pixels", "thousand", "one")
 PACKAGES = ("visd", "torch", "transformers", "qwen-vl-utils", "av")
 """Whose versions are written into the results."""
 
 
-class Builder(Interface):
-    """`visd.data.prompts.PromptBuilder`."""
-
-    def build(self, question: Question) -> Prompt: ...
-
-    def prefetch(self, questions: Iterable[Question]) -> None: ...
-
-
 @dataclass
-class BenchConfig:
+class BenchConfig(ModelSettings):
     """One benchmark run; every field is a `key=value` argument."""
 
-    model: str = "???"  # Hugging Face folder or hub id
     benchmark: str = "???"  # name of a file of eval/benchmarks
     root: str = "???"  # local copy of the benchmark, in its published layout
     out: str = "???"  # folder for the results
@@ -64,14 +57,10 @@ class BenchConfig:
     video: dict[str, float] = field(default_factory=dict)  # fields of prompt.video that differ from the protocol's
     limit: int = 0  # only the first questions; 0 takes all
     box_unit: str = "pixels"  # of the model's boxes: pixels of its frames (Qwen2.5-VL), thousand (Qwen3-VL) or one
-    shard: str = "0/1"  # this process's share: index/count
+    shard: str = "0/1"  # this process's share: index/count, or auto under torchrun or srun
     batch_prompts: int = 16  # questions generated together
     seed: int = 0  # of sampled tokens and intervals
     max_prompt_tokens: int = 32768  # longer prompts are dropped and count as wrong
-    dtype: str = "auto"  # as model.dtype
-    attention: str = "sdpa"  # as model.attention
-    threads: int = 0  # CPU threads; 0 leaves torch's default
-    frames: FramesSection = field(default_factory=lambda: FramesSection(cache_mb=256))  # as data.frames
 
 
 def parse(arguments: list[str]) -> BenchConfig:
@@ -94,22 +83,10 @@ def parse(arguments: list[str]) -> BenchConfig:
         raise ConfigError(f"box_unit: {config.box_unit!r} is not one of {', '.join(BOX_UNITS)}.")
     if config.samples < 1:
         raise ConfigError("samples: must be at least 1.")
-    index, count = share(config.shard)
-    if not 0 <= index < count:
-        raise ConfigError(f"shard: {config.shard!r} is no index/count with 0 <= index < count.")
+    check_engine(config)
+    if config.shard != "auto":
+        share(config.shard)
     return config
-
-
-def share(shard: str) -> tuple[int, int]:
-    """Index and count of a shard.
-
-    Raises:
-        ConfigError: it is not `index/count`.
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if match is None:
-        raise ConfigError(f"shard: {shard!r} is not index/count, for example 0/4.")
-    return int(match[1]), int(match[2])
 
 
 def load_items(benchmark: Benchmark, root: Path, limit: int = 0) -> list[Item]:
@@ -173,33 +150,21 @@ def answer_items(
         batch = items[start : start + config.batch_prompts]
         following = items[start : start + 2 * config.batch_prompts]
         builder.prefetch(protocol.asked(item) for item in following)
-        built: dict[str, Prompt] = {}
-        drops: dict[str, DroppedSample] = {}
-        for item in batch:
-            try:
-                built[item.id] = builder.build(protocol.asked(item))
-            except DroppedSample as drop:
-                drops[item.id] = drop
-        seeds = [[derive_seed("bench", config.seed, name, g) for g in range(sampling.n)] for name in built]
-        answers = engine.generate(list(built.values()), sampling, seeds, policy_version=0) if built else []
-        rollouts = dict(zip(built, answers, strict=True))
-        for item in batch:
-            if item.id in drops:
-                yield _dropped(item, benchmark, drops[item.id], sampling.n)
-            else:
-                seen = Seen(frame_size(built[item.id], pixel_factor), config.box_unit)
-                yield scored(item, benchmark, [answered(item, benchmark, r, seen) for r in rollouts[item.id]], seen)
+        questions = [protocol.asked(item) for item in batch]
+        seeds = [seeds_of(config, item.id, sampling.n) for item in batch]
+        for item, reply in zip(batch, replies(engine, builder, questions, sampling, seeds, pixel_factor), strict=True):
+            if reply.drop is not None:
+                yield _dropped(item, benchmark, reply.drop, sampling.n)
+                continue
+            seen = Seen(reply.frame_size, config.box_unit)
+            yield scored(item, benchmark, [answered(item, benchmark, r, seen) for r in reply.rollouts], seen)
         if forget is not None:
             forget()
 
 
-def frame_size(prompt: Prompt, pixel_factor: int) -> tuple[int, int] | None:
-    """Width and height of the first video's frames, as the model saw them; None without a video."""
-    grid = prompt.vision.video_grid_thw
-    if grid is None:
-        return None
-    _, rows, columns = grid[0].tolist()
-    return int(columns) * pixel_factor // 2, int(rows) * pixel_factor // 2
+def seeds_of(config: BenchConfig, item_id: str, n: int) -> list[int]:
+    """Of a question's answers."""
+    return [derive_seed("bench", config.seed, item_id, g) for g in range(n)]
 
 
 def answered(item: Item, benchmark: Benchmark, rollout: Rollout, seen: Seen) -> Answered:
@@ -240,16 +205,11 @@ def plain(value: Any) -> Any:
 
 def fingerprint(config: BenchConfig, hash_of_prompts: str) -> str:
     """Changes with everything that may change an answer or its score."""
-    names = ("out", "shard", "threads", "batch_prompts", "frames", "limit")
+    names = ("out", "shard", "threads", "batch_prompts", "frames", "limit", "memory_share", "cache_gb")
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in names}
     weights = sorted(Path(config.model).glob("*.safetensors"))
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
     return hashlib.sha256(json.dumps([fields, hash_of_prompts, stats], sort_keys=True).encode()).hexdigest()
-
-
-def shard_file(out: Path, shard: str) -> Path:
-    index, count = share(shard)
-    return out / ("samples.jsonl" if count == 1 else f"samples-{index:05d}-of-{count:05d}.jsonl")
 
 
 def load_records(path: Path) -> list[Record]:
@@ -273,6 +233,9 @@ def finished(out: Path, shard: str, mark: str) -> list[Record]:
 
 def run(config: BenchConfig) -> None:
     """Answer this shard's questions; with the last shard, write the results."""
+    if config.shard == "auto":
+        config = dataclasses.replace(config, shard=own_shard(os.environ))
+        stand_alone(os.environ)
     benchmark = benchmarks.load(config.benchmark)
     protocol, out, root = benchmark.protocols[config.protocol], Path(config.out), Path(config.root)
     items = load_items(benchmark, root, config.limit)
@@ -298,22 +261,15 @@ def run(config: BenchConfig) -> None:
 def _answer(
     config: BenchConfig, benchmark: Benchmark, protocol: Protocol, section: PromptSection, items: list[Item], done: int
 ) -> None:
-    import torch
-
     from visd.data.prompts import PromptBuilder
     from visd.media.processor import PromptProcessor
-    from visd.policy.policy import Policy
-    from visd.rollout.transformers_engine import TransformersEngine
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    policy = Policy.load(ModelSection(path=config.model, dtype=config.dtype, attention=config.attention), device)
     processor = PromptProcessor.load(config.model, section, Path(config.root), config.frames)
-    engine = TransformersEngine(policy, processor.tokenizer)
+    longest = section.max_tokens + decoding(config, protocol).max_new_tokens
+    opened = open_engine(config, processor.tokenizer, longest)
     builder = PromptBuilder(processor, section)
     factor = processor.family.pixel_factor if processor.family.has_media else 28
-    answers = answer_items(engine, builder, items, benchmark, protocol, config, factor, policy.forget_features)
+    answers = answer_items(opened.engine, builder, items, benchmark, protocol, config, factor, opened.forget)
     progress = Progress(benchmark.name, done + len(items), done, unit="question")
     with shard_file(Path(config.out), config.shard).open("a", encoding="utf-8") as handle:
         for record in answers:

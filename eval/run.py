@@ -17,39 +17,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eval import bench
+from eval.model import ModelSettings, check_engine, open_engine
 from eval.results import QuestionResult, question_from, summarise, to_line
 from eval.runner import Asking, ask
 from eval.table import result_table
-from visd.config import ConfigError, FramesSection, ModelSection, PromptSection, RewardSection
+from visd.config import ConfigError, PromptSection, RewardSection
 from visd.data.manifest import load_manifest
 from visd.data.prompts import PromptBuilder
 from visd.media.processor import PromptProcessor
 from visd.observe.console import Progress, plain_console
 from visd.observe.files import read_jsonl, write_atomic
-from visd.policy.policy import Policy
-from visd.rollout.transformers_engine import TransformersEngine
 from visd.types import VisdError
 
 
 @dataclass
-class EvalConfig(Asking):
+class EvalConfig(Asking, ModelSettings):
     """One evaluation; every field is a `key=value` argument."""
 
-    model: str = "???"  # Hugging Face folder or hub id
     data: str = "???"  # manifest (JSONL), relative to root
     root: str = "???"  # folder below which every media path lies
     out: str = "???"  # folder for the results
     split: str = "test"  # name of the data in the results
     config: str = "auto"  # a run's config.yaml, whose prompt, reward and max_new_tokens hold where not given here; auto: of the run the model lies in, if any; none
-    dtype: str = "auto"  # as model.dtype
-    attention: str = "sdpa"  # as model.attention
-    threads: int = 0  # CPU threads; 0 leaves torch's default
-    frames: FramesSection = field(default_factory=lambda: FramesSection(cache_mb=256))  # as data.frames
     prompt: PromptSection = field(default_factory=PromptSection)
     reward: RewardSection = field(default_factory=RewardSection)
 
@@ -74,6 +67,7 @@ def parse(arguments: list[str]) -> EvalConfig:
     assert isinstance(config, EvalConfig)
     if not (config.greedy or config.samples):
         raise ConfigError("samples: 0 with greedy=false asks nothing.")
+    check_engine(config)
     return config
 
 
@@ -110,6 +104,8 @@ def fingerprint(config: EvalConfig) -> str:
         "threads",
         "batch_prompts",
         "frames",
+        "memory_share",
+        "cache_gb",
     ):
         del fields[name]
     weights = sorted(Path(config.model).glob("*.safetensors"))
@@ -140,20 +136,17 @@ def run(config: EvalConfig) -> None:
     """Evaluate and write `results.json`, `samples.jsonl` and a printed table."""
     start = time.monotonic()
     out, root = Path(config.out), Path(config.root)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     samples = load_manifest(root / config.data, root)
     mark = fingerprint(config)
     results = finished(out, mark)
     write_atomic(out / "fingerprint", mark)
     done = {result.sample_id for result in results}
     if len(done) < len(samples):
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        policy = Policy.load(ModelSection(path=config.model, dtype=config.dtype, attention=config.attention), device)
         processor = PromptProcessor.load(config.model, config.prompt, root, config.frames)
-        engine = TransformersEngine(policy, processor.tokenizer)
+        longest = config.prompt.max_tokens + config.max_new_tokens
+        opened = open_engine(config, processor.tokenizer, longest)
         builder = PromptBuilder(processor, config.prompt)
-        answers = ask(engine, builder, samples, config, config.reward, done=done, forget=policy.forget_features)
+        answers = ask(opened.engine, builder, samples, config, config.reward, done=done, forget=opened.forget)
         progress = Progress("evaluate", len(samples), len(done), unit="question")
         with (out / "samples.jsonl").open("a", encoding="utf-8") as handle:
             for result in answers:

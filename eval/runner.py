@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from eval.asking import Builder, build_all
 from eval.results import Attempt, EvalResult, QuestionResult, summarise
 from visd.config import RewardSection
 from visd.reward.combine import score
 from visd.rollout.base import RolloutEngine, Sampling
 from visd.seeding import derive_seed
-from visd.types import DroppedSample, Prompt, Question, Rollout, Sample
-
-
-class Builder(Protocol):
-    """`visd.data.prompts.PromptBuilder`."""
-
-    def build(self, question: Question) -> Prompt: ...
-
-    def prefetch(self, questions: Iterable[Question]) -> None: ...
+from visd.types import DroppedSample, Prompt, Rollout, Sample
 
 
 @dataclass
@@ -82,17 +74,11 @@ def ask(
 def _batch(
     engine: RolloutEngine, builder: Builder, samples: Sequence[Sample], asking: Asking, reward: RewardSection
 ) -> list[QuestionResult]:
-    built: list[tuple[Sample, Prompt]] = []
-    drops: dict[str, DroppedSample] = {}
-    for sample in samples:
-        try:
-            built.append((sample, builder.build(sample.question())))
-        except DroppedSample as drop:
-            drops[sample.id] = drop
-    prompts = [prompt for _, prompt in built]
+    built, drops = build_all(builder, [sample.question() for sample in samples])
+    prompts = list(built.values())
     greedy = _generate(engine, prompts, asking, 1, True) if asking.greedy else [()] * len(prompts)
     sampled = _generate(engine, prompts, asking, asking.samples, False) if asking.samples else [()] * len(prompts)
-    answers = {sample.id: (one, many) for (sample, _), one, many in zip(built, greedy, sampled, strict=True)}
+    answers = {name: (one, many) for name, one, many in zip(built, greedy, sampled, strict=True)}
     return [
         _dropped(sample, drops[sample.id], asking, reward)
         if sample.id in drops

@@ -1,8 +1,9 @@
-"""vLLM itself, in process: our prompt ids, our log-probabilities, and new weights at work after every update."""
+"""vLLM itself, in process: our prompt ids and log-probabilities, new weights after every update, and evaluation."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from eval import bench
+from eval import run as evaluation
+from tests.bench_files import put
 from tests.engines.agree import BOUND, largest_difference
 from tests.runs import groups_with_advantages, small_config, small_run
 from visd.config import RewardSection
+from visd.observe.files import read_jsonl
 from visd.rollout import vllm_engine
 from visd.rollout.vllm_engine import VLLMEngine
 from visd.rollout.vllm_worker import load_weights
@@ -192,3 +197,66 @@ def test_engine_and_trainer_agree_while_training(
     before, after = load_file(model / "model.safetensors"), load_file(tmp_path / "model" / "model.safetensors")
     moved = max(float((after[name] - value).abs().max()) for name, value in before.items())
     assert moved > 1e-2
+
+
+@pytest.fixture
+def charades(small_world: Path, tmp_path: Path) -> Path:
+    """Seven queries about three videos, and one about a video that is not there."""
+    root = tmp_path / "charades"
+    (root / "Charades_v1_480").mkdir(parents=True)
+    for name, video in zip("ABC", sorted(small_world.rglob("*.mp4"))):
+        shutil.copy(video, root / f"Charades_v1_480/{name}.mp4")
+    rows = [f"{name} 0.0 1.0##a square moves {word}." for word in ("left", "right") for name in "ABC"]
+    put(root / "charades_sta_test.txt", "\n".join([*rows, "A 0.0 1.0##it stops.", "D 0.0 1.0##it stops."]))
+    return root
+
+
+def answers(out: Path) -> list[list[str]]:
+    return [[answer["text"] for answer in line["answers"]] for line in read_jsonl(out / "samples.jsonl")]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_benchmark_is_answered_as_by_transformers(
+    family: str, charades: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Going on after a stop included."""
+    model = request.getfixturevalue(f"tiny_{family}")
+
+    def arguments(engine: str, *more: str) -> list[str]:
+        fixed = ["benchmark=charades_sta", "max_new_tokens=8", "video.max_pixels=12544", "frames.workers=0"]
+        room = ["cache_gb=0.25", "max_prompt_tokens=1000", "batch_prompts=3"]
+        return [f"model={model}", f"root={charades}", f"out={tmp_path / engine}", f"engine={engine}", *fixed, *room, *more]  # fmt: skip
+
+    for engine in ("transformers", "vllm"):
+        bench.run(bench.parse(arguments(engine)))
+    whole = answers(tmp_path / "vllm")
+    assert whole == answers(tmp_path / "transformers") and len({text for row in whole for text in row}) > 3
+    assert whole[-1] == [""]  # of the missing video
+    document = json.loads((tmp_path / "vllm/results.json").read_text())
+    assert document["settings"]["engine"] == "vllm" and document["result"]["dropped"] == {"missing": 1}
+
+    path = tmp_path / "vllm/samples.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]) + lines[2][:20])
+    bench.run(bench.parse(arguments("vllm")))
+    assert answers(tmp_path / "vllm") == whole
+
+    several = [*arguments("vllm", "samples=4", "protocol=video_r1_16"), f"out={tmp_path / 'several'}"]
+    bench.run(bench.parse(several))  # nearly greedy: top-p 0.001
+    drawn = answers(tmp_path / "several")
+    assert all(len(row) == 4 and len(set(row)) == 1 for row in drawn)
+
+
+def test_a_manifest_is_answered_as_by_transformers(tiny_qwen2_5_vl: Path, small_world: Path, tmp_path: Path) -> None:
+    def greedy(engine: str) -> list[str]:
+        out = tmp_path / engine
+        evaluation.run(
+            evaluation.parse(
+                [f"model={tiny_qwen2_5_vl}", "data=test.jsonl", f"root={small_world}", f"out={out}", f"engine={engine}",
+                 "samples=0", "max_new_tokens=8", "prompt.video.max_pixels=12544", "frames.workers=0", "cache_gb=0.25",
+                 "prompt.max_tokens=1000"]
+            )
+        )  # fmt: skip
+        return [line["greedy"][0]["text"] for line in read_jsonl(out / "samples.jsonl")]
+
+    assert greedy("vllm") == greedy("transformers")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,47 +21,16 @@ from eval.bench import (
     prompt_hash,
     prompt_section,
     run,
-    shard_file,
     write_results,
 )  # fmt: skip
 from eval.bench_results import Answered, Record, Tables, record_from, summarise, to_line
 from eval.benchmarks.base import Benchmark, Item
 from eval.compare import compare, show
+from eval.shards import shard_file
 from tests.bench_files import WRITERS
+from tests.parrot import Builder, Parrot
 from visd.config import ConfigError
-from visd.rollout.base import RolloutEngine, Sampling
-from visd.types import DroppedSample, Prompt, Question, Rollout, VisdError, VisionInputs
-
-
-class Builder:
-    """Builds prompts without tensors, which nothing here looks at; refuses the question named bad."""
-
-    def build(self, question: Question) -> Prompt:
-        if question.id == "bad":
-            raise DroppedSample(question.id, "decode", "video a.mp4 is truncated")
-        nothing: Any = None
-        return Prompt(question.id, "p", nothing, nothing, nothing, VisionInputs(), (), 2)
-
-    def prefetch(self, questions: Iterable[Question]) -> None:
-        pass
-
-
-@dataclass
-class Parrot(RolloutEngine):
-    """Says what `answers` holds for the question, one after the other; what has no closed answer tag was cut off."""
-
-    answers: dict[str, list[str]]
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], policy_version: int
-    ) -> list[tuple[Rollout, ...]]:
-        return [
-            tuple(
-                Rollout((1, 2), (0.0, 0.0), text, (text, ""), "eos" if "</answer>" in text else "length", seed, 0)
-                for text, seed in zip(self.answers[prompt.sample_id], row)
-            )
-            for prompt, row in zip(prompts, seeds, strict=True)
-        ]
+from visd.types import VisdError
 
 
 def config(**changes: object) -> BenchConfig:
@@ -243,6 +210,10 @@ def test_a_run_goes_on_and_shards_meet(tmp_path: Path, monkeypatch: pytest.Monke
     assert asked[3:] == ["001-3"]
     with pytest.raises(VisdError, match="another model, benchmark or settings"):
         run(replace(base, shard="0/2", protocol="open_o3"))
+    for name, value in {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "CUDA_VISIBLE_DEVICES": "0"}.items():
+        monkeypatch.setenv(name, value)
+    run(replace(base, shard="auto", out=str(tmp_path / "launched")))
+    assert asked[4:] == ["001-2"]
 
 
 def test_what_counts_as_another_run(tmp_path: Path) -> None:
@@ -273,6 +244,7 @@ GIVEN = ["model=m", "benchmark=videomme", "root=r", "out=o"]
         ([*GIVEN, "box_unit=cm"], "box_unit"),
         ([*GIVEN, "shard=2/2"], "shard"),
         ([*GIVEN, "shard=a"], "shard"),
+        ([*GIVEN, "engine=sglang"], "engine: 'sglang' is not one of transformers, vllm"),
         ([*GIVEN, "samples=0"], "samples"),
         ([*GIVEN, "sample=2"], "sample"),
         (GIVEN[:3], "out"),

@@ -14,6 +14,7 @@ from tests.models import EOS
 from tests.runs import small_run
 from visd.config import ConfigError
 from visd.policy import lora
+from visd.policy.policy import Policy
 from visd.rollout import vllm_engine
 from visd.rollout.base import Limits, Sampling
 from visd.rollout.vllm_engine import VLLMEngine
@@ -190,6 +191,24 @@ def test_memory_is_given_back_between_sampling_and_sync(run: Run) -> None:
         "generate", "generate", ("sleep", 1), ("wake", "weights"), "reload_weights", ("wake", "kv_cache"), "prefix",
         ("sleep", 1), ("wake", "weights", "kv_cache"), "generate",
     ]  # fmt: skip
+
+
+def test_an_evaluation_takes_the_folders_weights_and_may_cut_the_distribution(run: Run) -> None:
+    outline = Policy.outline(run.config.model, torch.device("cpu"))
+    whole = run.policy
+    assert all(parameter.is_meta for parameter in outline.model.parameters())
+    for name in ("source", "eos_ids", "compute_dtype", "device", "max_positions"):
+        assert getattr(outline, name) == getattr(whole, name), name
+    assert outline.family.banned_ids == whole.family.banned_ids
+    engine = VLLMEngine(outline, run.processor.tokenizer)
+    engine.serve_folder(64)
+    llm: FakeLLM = engine._llm
+    assert llm.settings["max_model_len"] == 64 and not llm.calls  # no weights were sent
+    pairs = run.prompts(run.sampler.batch(0))
+    llm.prompt_ids, llm.end = [prompt.input_ids.tolist() for _, prompt in pairs], run.policy.eos_ids[0]
+    engine.generate([prompt for _, prompt in pairs], Sampling(2, 0.1, 0.001, 3, 8), [[1, 2], [3, 4]], 0)
+    settings = llm.calls[-1][2]
+    assert [(own.temperature, own.top_p, own.top_k) for own in settings] == [(0.1, 0.001, 3)] * 2
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,27 @@ class Policy:
         policy.set_training(False)
         return policy
 
+    @classmethod
+    def outline(cls, section: ModelSection, device: torch.device) -> Policy:
+        """All that an engine with weights of its own asks of a policy. The weights themselves take no memory here.
+
+        Raises:
+            ConfigError: no such model.
+        """
+        config = _hf_config(section.path)
+        family = family_from_config(config, AutoTokenizer.from_pretrained(section.path))
+        with torch.device("meta"):
+            hf = (AutoModelForImageTextToText if family.has_media else AutoModelForCausalLM).from_config(config)
+        try:
+            generation = GenerationConfig.from_pretrained(section.path)
+        except OSError:  # the folder has none, and transformers derives it from the model's
+            generation = hf.generation_config
+        model = PolicyModel(hf, family, tower_inside=family.has_media)
+        model.banned = model.banned.to(device)
+        return cls(
+            model, None, section.path, _eos_ids(generation, config), compute_dtype=compute_dtype(section, device)
+        )
+
     @property
     def device(self) -> torch.device:
         return self.model.banned.device

@@ -61,7 +61,7 @@ class VLLMEngine(RolloutEngine):
     def __post_init__(self) -> None:
         self._llm: Any = None
         self._asleep = False
-        self._limits: Limits | None = None
+        self._max_length: int | None = None
         self._version: int | None = None  # of the weights it has
 
     def open(self, limits: Limits) -> None:
@@ -74,7 +74,16 @@ class VLLMEngine(RolloutEngine):
         check_limits(limits)
         if self.sleep and self.policy.device.type != "cuda":
             raise ConfigError("rollout.engine.sleep: gives GPU memory back; there is no GPU, set it to false.")
-        self._limits = limits
+        self._max_length = limits.max_length
+
+    def serve_folder(self, max_length: int) -> None:
+        """Answer with the weights of the policy's folder as they are, instead of `open` and `sync`: for evaluation.
+
+        Args:
+            max_length: tokens of the longest prompt with its longest answer.
+        """
+        self._max_length = max_length
+        self._llm = self._load()
 
     def sync(self, backend: Backend, version: int) -> None:
         if self._llm is None:
@@ -123,7 +132,7 @@ class VLLMEngine(RolloutEngine):
             self._asleep = False
 
     def _load(self) -> Any:
-        assert self._limits is not None, "open comes first"
+        assert self._max_length is not None, "open comes first"
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
@@ -139,7 +148,7 @@ class VLLMEngine(RolloutEngine):
             model=self.policy.source,
             dtype=dtype,
             seed=0,  # every request has its own
-            max_model_len=min(self._limits.max_length, self.policy.max_positions),
+            max_model_len=min(self._max_length, self.policy.max_positions),
             enforce_eager=self.eager or not cuda,
             kv_cache_memory_bytes=int(self.cache_gb * 2**30) or None,
             generation_config="vllm",  # the checkpoint's own sampling defaults have no say

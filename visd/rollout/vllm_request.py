@@ -58,6 +58,8 @@ def sampling_fields(policy: Policy, sampling: Sampling, seed: int) -> dict[str, 
     return {
         "n": sampling.n,
         "temperature": 0.0 if sampling.greedy else sampling.temperature,
+        "top_p": 1.0 if sampling.greedy else sampling.top_p,
+        "top_k": 0 if sampling.greedy else sampling.top_k,
         "max_tokens": sampling.max_new_tokens,
         "seed": seed >> 1,  # it adds the number of the answer
         "logprobs": 0,
