@@ -7,6 +7,7 @@ import resource
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TimeIsUp
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +45,7 @@ class KillableWorkers:
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([preload])
+        ensure_running()  # it imports for seconds: from now on, beside whatever comes before the first file
         self.memory_mb, self._memory_name = memory_mb, memory_name
         self._pool: Any = ProcessPool(workers, TASKS, _limit, (memory_mb * 2**20, set_up), context)
 

@@ -64,6 +64,7 @@ class RolloutRecord:
 def token_traces(batch: TokenBatch, credit: TokenCredit, student: TokenScores) -> dict[TraceKey, TokenTrace]:
     """The traces of a micro-batch's rows."""
     traces = {}
+    advantages = credit.advantages * batch.mask
     for row, (group, index) in enumerate(zip(batch.groups, batch.indices, strict=True)):
         if not bool(batch.mask[row].any()):
             continue
@@ -74,7 +75,7 @@ def token_traces(batch: TokenBatch, credit: TokenCredit, student: TokenScores) -
         traces[(group.sample.id, group.rollouts[index].seed)] = TokenTrace(
             logp=_floats(student.logp[row, :count]),
             weight=_floats(credit.weights[row, :count]),
-            advantage=_floats((credit.advantages * batch.mask)[row, :count]),
+            advantage=_floats(advantages[row, :count]),
             dimension=[DIMENSIONS[i] for i in batch.dimensions[row, :count].tolist()],
             gap=None if gap is None else _floats(gap[row, :count]),
             clipped=None if clipped is None else [bool(c) for c in clipped[row, :count].tolist()],
@@ -125,7 +126,7 @@ def _record(step: int, group: RolloutGroup, index: int, trace: TokenTrace | None
 
 
 def to_line(record: RolloutRecord) -> str:
-    return json.dumps(asdict(record), ensure_ascii=False)
+    return json.dumps(record, default=vars, ensure_ascii=False)  # asdict would copy every number
 
 
 def read_dump(path: Path) -> list[RolloutRecord]:

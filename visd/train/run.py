@@ -234,6 +234,7 @@ def set_up(config: RunConfig) -> Run:
         )
     check_section(config.reward)
     check_blocks([*config.teacher.context, *config.sft.context])
+    processor = PromptProcessor.load(config.model.path, config.prompt, Path(config.data.root), config.data.frames)
     samples = load_samples(config, "train")
     questions = validation_questions(config) if config.validation.every else []
     method: Method = build(config.method, "method")
@@ -247,7 +248,6 @@ def set_up(config: RunConfig) -> Run:
     rl = config.stage == "rl"
     share = rl and config.train.shared_prefix == "auto"
     unshared = [share_where_possible(policy, config.model)] if share else []
-    processor = PromptProcessor.load(config.model.path, config.prompt, Path(config.data.root), config.data.frames)
     engine: RolloutEngine = build(config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer)
     engine.open(limits_of(config, backend.world_size))
     if judge is not None:
