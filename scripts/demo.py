@@ -65,7 +65,7 @@ def parts(out: Path, method: str, steps: int | None) -> list[Part]:
         Part(
             "a small world of videos", 1.9,
             ["-m", "data_tools", "synth", "--out", str(world), "--seed", "0", "--kind", "mixed", *counts,
-             "--wrong-share", str(WRONG_SHARE), "--hasty-share", str(HASTY_SHARE), "--questions-per-video", "3"],
+             "--wrong-share", str(WRONG_SHARE), "--hasty-share", str(HASTY_SHARE), "--questions-per-video", "4"],
             lambda: False,  # it checks itself what is there
         ),
         Part("a tiny Qwen2.5-VL", 0.3, ["scripts/make_tiny_model.py", "--family", "qwen2_5_vl", "--out", str(tiny)],
