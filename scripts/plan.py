@@ -68,7 +68,6 @@ class Cluster:
     node: int = 8  # GPUs of a node
     network: float = 50e9  # bytes/s of one GPU to other nodes, one direction
     utilisation: float = 0.4  # share of the peak that large products reach
-    shared_prefix: bool = False  # a group's prompt goes through training and teacher once
 
 
 @dataclass(frozen=True)
@@ -128,12 +127,13 @@ def phases_of(config: RunConfig, model: Architecture, data: Data, cluster: Clust
     own, group, gpu = prompts / gpus, config.rollout.n, cluster.gpu
     speed = cluster.utilisation * gpu.flops
     answers = group * data.response
-    tokens, pairs = sequence(data.prompt, data.response, group, cluster.shared_prefix)
+    shared = config.train.shared_prefix is not False  # auto: all that can be planned can share
+    tokens, pairs = sequence(data.prompt, data.response, group, shared)
     passes = 4 if config.model.gradient_checkpointing else 3
     if config.model.lora.rank:
         passes -= 1  # no gradients of the base's weights
     student = passes * (model.forward_flops(tokens, pairs) + model.head_flops(answers))
-    t_tokens, t_pairs = sequence(data.prompt, data.privileged + data.response, group, cluster.shared_prefix)
+    t_tokens, t_pairs = sequence(data.prompt, data.privileged + data.response, group, shared)
     teacher = model.forward_flops(t_tokens, t_pairs) + model.head_flops(answers) if has_teacher(config) else 0.0
     if config.objective.kl_weight:
         teacher += model.forward_flops(tokens, pairs) + model.head_flops(answers)
@@ -279,11 +279,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Data, Cluster]:
     parser.add_argument("--node", type=int, default=8, help="GPUs of a node")
     parser.add_argument("--network", type=float, default=50, help="GB/s of one GPU to other nodes")
     parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak that is reached")
-    parser.add_argument("--shared-prefix", action="store_true", help="a group's prompt is trained on once")
     parser.add_argument("overrides", nargs="*", help="as for train.py")
     args = parser.parse_intermixed_args(arguments)
     data = Data(**{f.name: getattr(args, f.name) for f in fields(Data)})
-    cluster = Cluster(GPUS[args.gpu], args.node, args.network * 1e9, args.utilisation, args.shared_prefix)
+    cluster = Cluster(GPUS[args.gpu], args.node, args.network * 1e9, args.utilisation)
     return args, data, cluster
 
 

@@ -242,10 +242,10 @@ class RunConfig:
     tracking: TrackingSection = field(default_factory=TrackingSection)
 
 
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str | bool, ...]] = {
     "checkpoint.export": ("final", "all", "never"),
     "stage": ("rl", "sft"),
-    "train.shared_prefix": ("never", "auto"),
+    "train.shared_prefix": ("auto", True, False),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("sdpa", "eager", "flash_attention_2"),
     "prompt.over_budget": ("drop", "frames", "pixels"),
@@ -344,7 +344,8 @@ def _check_choices(config: RunConfig) -> None:
     for name, choices in CHOICES.items():
         value = _lookup(config, name)
         if value not in choices:
-            raise ConfigError(f"{name}: {value!r} is not one of {', '.join(choices)}.")
+            known = ", ".join(str(c).lower() if isinstance(c, bool) else c for c in choices)
+            raise ConfigError(f"{name}: {value!r} is not one of {known}.")
     for part in config.model.freeze:
         if part not in FREEZABLE:
             raise ConfigError(f"model.freeze: {part!r} is not one of {', '.join(FREEZABLE)}.")

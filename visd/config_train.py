@@ -11,7 +11,9 @@ class TrainSection:
     stop_after: int = 0  # stop cleanly after that many steps of this start; 0 runs to the end
     prompts_per_step: int = 8  # over all ranks
     micro_batch_tokens: int = 16384  # most prompt + response tokens in one forward of one rank, padding included
-    shared_prefix: str = "never"  # never: update and teacher run a group's prompt once a rollout; auto: once a group where the model's attention can, else as never, with the reason in the log and in summary.json
+    shared_prefix: bool | str = (
+        "auto"  # auto: update and teacher run a group's prompt once where the model's attention can, else once a rollout, and the log says which and why; true: once, or the run is refused; false: once a rollout
+    )
     threads: int = 0  # CPU threads of a process; 0 divides the cores among the local ranks
     deterministic: bool = True  # use deterministic kernels, so that resume is bit-exact
 

@@ -7,7 +7,7 @@ vision tower costs beside its decoder is printed first. Advantages are made up, 
 
 *Vision tower.* With reuse the tower runs once a prompt and step. Without, it stays inside the model, as in transformers'
 own classes, and every forward encodes the media of all its rows. Micro-batches hold one row, as long videos make them, or
-one group where its prompt runs once (`train.shared_prefix=auto`). Counted are calls of the tower and videos that go through
+one group where its prompt runs once (`train.shared_prefix`, the default). Counted are calls of the tower and videos that go through
 it; weights, rollouts and gradients are the same in all ways.
 
 *Frames.* Two 1080p clips a step, decoded at every step, or kept in memory, or read from the store.
@@ -56,8 +56,8 @@ ANSWER = 32
 ROW, GROUP = 1024, 16384
 """Tokens of a micro-batch that holds one row, or a group whose prompt runs once."""
 WAYS = {
-    "in every forward": ("never", ROW, False),
-    "once a prompt": ("never", ROW, True),
+    "in every forward": ("false", ROW, False),
+    "once a prompt": ("false", ROW, True),
     "in every forward, prompt once a group": ("auto", GROUP, False),
     "once a prompt, prompt once a group": ("auto", GROUP, True),
 }

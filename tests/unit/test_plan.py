@@ -73,7 +73,7 @@ def test_floor_of_a_prompt(sizes: Architecture, prompt: int, visual: int, petafl
     """Eight answers of 512 tokens, 600 privileged ones, full recomputation: worked out by hand elsewhere."""
     config = config_of("rollout.n=8", "train.prompts_per_step=1")
     data = Data(visual=visual, cell=256, text=prompt - visual, response=512, privileged=600)
-    cluster = Cluster(utilisation=1.0, shared_prefix=True)
+    cluster = Cluster(utilisation=1.0)
     phases = phases_of(config, sizes, data, cluster, gpus=1, prompts=1)
     operations = (phases.encode + phases.teacher + phases.update) * cluster.gpu.flops
     assert operations / 1e15 == pytest.approx(petaflop, rel=0.07)

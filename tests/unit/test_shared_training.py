@@ -54,7 +54,7 @@ def test_a_step_has_the_same_gradients(
 ) -> None:
     """A step with several groups in one sequence, text beside video."""
     model, found, groups = request.getfixturevalue(family), [], []
-    for setting in ("never", "auto"):
+    for setting in ("false", "true"):
         run = small_run(
             small_world, model, tmp_path, *method, f"train.shared_prefix={setting}",
             "data.train=[train.jsonl,text_train.jsonl]",
@@ -71,9 +71,7 @@ def test_a_step_has_the_same_gradients(
 
 def test_a_group_that_does_not_fit_is_divided_exactly(small_world: Path, tiny_qwen3_vl: Path, tmp_path: Path) -> None:
     found = []
-    run = small_run(
-        small_world, tiny_qwen3_vl, tmp_path, "method=grpo", "rollout.max_new_tokens=40", "train.shared_prefix=auto"
-    )
+    run = small_run(small_world, tiny_qwen3_vl, tmp_path, "method=grpo", "rollout.max_new_tokens=40")
     groups = prepared(run)
     grads = capture_gradients(run)
     tokens = [len(g.prompt) + sum(len(r.token_ids) for r in g.rollouts) for g in groups]
@@ -97,7 +95,7 @@ def test_twenty_steps_have_the_same_losses(small_world: Path, tiny_qwen3_vl: Pat
             "train.steps=20", "train.prompts_per_step=1", "rollout.max_new_tokens=6", "rollout.max_mismatch=0",
             f"train.shared_prefix={setting}",
         )
-        for setting in ("never", "auto")
+        for setting in ("false", "auto")
     ]  # fmt: skip
     before = weights(runs[0])
     groups = prepared(runs[0])
@@ -119,7 +117,7 @@ def test_twenty_steps_have_the_same_losses(small_world: Path, tiny_qwen3_vl: Pat
 def test_the_first_use_is_compared_and_a_difference_stops_the_run(
     small_world: Path, tiny_qwen3_vl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = small_run(small_world, tiny_qwen3_vl, tmp_path, "method=grpo", "train.shared_prefix=auto")
+    run = small_run(small_world, tiny_qwen3_vl, tmp_path, "method=grpo")
     assert run.policy.shares_prefixes
     groups = prepared(run)
     confirm(run, groups)
@@ -130,7 +128,7 @@ def test_the_first_use_is_compared_and_a_difference_stops_the_run(
     monkeypatch.setattr(attention, "_join", lambda output, lse, other, sums: exact(output, lse, other, sums + 0.5))
     confirm(run, groups)  # it was confirmed: no second comparison
     run.policy.sharing_confirmed = False
-    with pytest.raises(VisdError, match=rf"(?s)disagree.*{groups[0].sample.id}.*shared_prefix=never"):
+    with pytest.raises(VisdError, match=rf"(?s)disagree.*{groups[0].sample.id}.*shared_prefix=false"):
         confirm(run, groups)
     run.policy.shares_prefixes = False
     confirm(run, groups)
@@ -148,29 +146,38 @@ def test_a_kernel_with_wrong_gradients_is_seen(monkeypatch: pytest.MonkeyPatch) 
 def test_the_setting_decides_and_what_cannot_share_is_counted(
     small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    eager, auto, never = "model.attention=eager", "train.shared_prefix=auto", "train.shared_prefix=never"
-    for settings, shared in (([never], False), ([auto, "stage=sft"], False), ([auto], True), ([auto, eager], False)):
+    caplog.set_level("INFO")
+    eager, never, insist = "model.attention=eager", "train.shared_prefix=false", "train.shared_prefix=true"
+    cases: list[tuple[list[str], bool]] = [([never], False), (["stage=sft"], False), ([insist], True), ([], True)]
+    for settings, shared in (*cases, ([eager], False)):
+        caplog.clear()
         run = small_run(small_world, tiny_qwen2_5_vl, tmp_path, "method=grpo", *settings)
         assert run.policy.shares_prefixes == shared, settings
         assert summary(run, 0.0)["shared_prefix"] == shared
-        assert bool(summary(run, 0.0)["unshared"]) == (settings == [auto, eager])
+        assert bool(summary(run, 0.0)["unshared"]) == (settings == [eager])
+        said = [line.getMessage() for line in caplog.records if "train.shared_prefix" in line.getMessage()]
+        assert len(said) == (shared or settings == [eager])
+        assert all(("once in" in line and "sdpa, in torch.float32 on cpu" in line) == shared for line in said)
     assert "it needs model.attention=sdpa, not eager" in caplog.text
+    for settings, why in (([eager], "needs model.attention=sdpa, not eager"), (["stage=sft"], "one answer a prompt")):
+        with pytest.raises(ConfigError, match=rf"train\.shared_prefix: true, but .*{why}"):
+            small_run(small_world, tiny_qwen2_5_vl, tmp_path, "method=grpo", insist, *settings)
     groups = prepared(run)
     confirm(run, groups)
     assert step(run, groups).metrics.values()["update/unshared_rollouts"] == 8
     assert "no kernel for torch.float32" in attention.no_kernel(torch.device("cuda"), torch.float32)
 
 
-@pytest.mark.parametrize("value", ["always", "true"])
+@pytest.mark.parametrize("value", ["always", "never", "1"])
 def test_another_value_is_refused(value: str, small_world: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train\.shared_prefix: .* is not one of never, auto"):
+    with pytest.raises(ConfigError, match=r"train\.shared_prefix: .*(is not one of auto, true, false|type 'int')"):
         small_config(small_world, tmp_path, tmp_path, f"train.shared_prefix={value}")
 
 
 def test_the_comparison_needs_no_larger_micro_batches(
     small_world: Path, tiny_qwen3_vl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = small_run(small_world, tiny_qwen3_vl, tmp_path, "method=grpo", "train.shared_prefix=auto")
+    run = small_run(small_world, tiny_qwen3_vl, tmp_path, "method=grpo")
     groups = prepared(run)
     longest = max(len(g.prompt) + len(r.token_ids) for g in groups for r in g.rollouts)
     run.config.train.micro_batch_tokens = longest

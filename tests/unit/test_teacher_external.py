@@ -58,7 +58,7 @@ def asked_alone(run: Run, groups: list[RolloutGroup], folder: Path, needs: Score
     return found
 
 
-@pytest.mark.parametrize("sharing", ["never", "auto"])
+@pytest.mark.parametrize("sharing", ["false", "auto"])
 def test_it_scores_the_rollouts_own_ids(
     sharing: str, taught: Callable[..., tuple[Run, list[RolloutGroup]]], tiny_teacher: Path
 ) -> None:
@@ -77,7 +77,7 @@ def test_it_scores_the_rollouts_own_ids(
 def test_a_teacher_whose_shared_rows_differ_stops_the_run(
     taught: Callable[..., tuple[Run, list[RolloutGroup]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, groups = taught("train.shared_prefix=auto")
+    run, groups = taught()
     exact = attention._join
     monkeypatch.setattr(attention, "_join", lambda output, lse, other, sums: exact(output, lse, other, sums + 0.5))
     with pytest.raises(VisdError, match=rf"(?s)disagree.*{groups[0].sample.id}"):

@@ -214,7 +214,7 @@ def kernel_for(query: Tensor) -> type[CpuKernel] | type[CudaKernel]:
         VisdError: nobody can on this device in this dtype.
     """
     if reason := no_kernel(query.device, query.dtype):
-        raise VisdError(f"train.shared_prefix: {reason}; set train.shared_prefix=never.")
+        raise VisdError(f"train.shared_prefix: {reason}; set train.shared_prefix=false.")
     return CpuKernel if query.device.type == "cpu" else CudaKernel
 
 
@@ -256,7 +256,7 @@ def _attention_forward(
         )
         return result
     if dropout:
-        raise VisdError("train.shared_prefix: the model drops out attention; set train.shared_prefix=never.")
+        raise VisdError("train.shared_prefix: the model drops out attention; set train.shared_prefix=false.")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return shared_attention(query, key, value, shared_layout, scale), None
 
@@ -302,5 +302,5 @@ def share_prefixes(text_model: Any) -> None:
         VisdError: it cannot.
     """
     if reason := why_not(text_model):
-        raise VisdError(f"train.shared_prefix: {reason}; set train.shared_prefix=never.")
+        raise VisdError(f"train.shared_prefix: {reason}; set train.shared_prefix=false.")
     text_model.set_attn_implementation(NAME)

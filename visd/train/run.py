@@ -30,7 +30,7 @@ from visd.teacher.external import ExternalTeacher, check_media, load_external
 from visd.teacher.view import check_blocks
 from visd.teacher.weights import TeacherWeights
 from visd.train.optimizer import optimizer_factory
-from visd.train.sharing import share_where_possible
+from visd.train.sharing import share_where_possible, wants_sharing
 from visd.types import DroppedSample, Prompt, Sample, VisdError
 
 log = logging.getLogger(__name__)
@@ -246,8 +246,8 @@ def set_up(config: RunConfig) -> Run:
     plain = mode.startswith("zero") or (config.model.lora.rank and mode != "fsdp2")
     policy = Policy.load(config.model, backend.device, None if plain or not bf16 else torch.float32, config.run.seed)
     rl = config.stage == "rl"
-    share = rl and config.train.shared_prefix == "auto"
-    unshared = [share_where_possible(policy, config.model)] if share else []
+    share = wants_sharing(config)
+    unshared = [share_where_possible(policy, config)] if share else []
     engine: RolloutEngine = build(config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer)
     engine.open(limits_of(config, backend.world_size))
     if judge is not None:
@@ -260,7 +260,7 @@ def set_up(config: RunConfig) -> Run:
     if external is not None:
         check_media(external, samples)
     if share and external is not None:
-        unshared.append(share_where_possible(external.policy, config.model))
+        unshared.append(share_where_possible(external.policy, config))
     frozen = replace(config.teacher, weights="frozen")
     reference = attached(frozen, backend) if rl and config.objective.kl_weight > 0 else None
     return Run(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from visd.config import ModelSection
+from visd.config import ConfigError, RunConfig
 from visd.policy.attention import kernel_gap, why_not
 from visd.policy.batch import Row
 from visd.policy.policy import Policy, compute_dtype
@@ -28,17 +28,37 @@ LARGEST_KERNEL_GAP = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 
 """Largest relative difference of attention's outputs and gradients, by dtype."""
 
 
-def share_where_possible(policy: Policy, section: ModelSection) -> str:
-    """Have a policy share prefixes if its attention can; `section` decides the dtype of its activations.
+def wants_sharing(config: RunConfig) -> bool:
+    """Whether prefixes are shared wherever they can be.
+
+    Raises:
+        ConfigError: the setting insists where there is nothing to share.
+    """
+    setting, rl = config.train.shared_prefix, config.stage == "rl"
+    if setting is True and not rl:
+        raise ConfigError("train.shared_prefix: true, but stage=sft has one answer a prompt; leave it at auto.")
+    return rl and setting is not False
+
+
+def share_where_possible(policy: Policy, config: RunConfig) -> str:
+    """Have a policy share prefixes if its attention can; one line of the log says whether it does and why.
 
     Returns:
         Which model cannot, and why; "" where it does.
+
+    Raises:
+        ConfigError: it cannot and the setting insists.
     """
-    reason = why_not(policy.model.text_model, policy.device, compute_dtype(section, policy.device))
+    dtype = compute_dtype(config.model, policy.device)
+    reason = why_not(policy.model.text_model, policy.device, dtype)
     if not reason:
         policy.share_prefixes()
+        how = f"full attention by sdpa, in {dtype} on {policy.device.type}"
+        log.info("train.shared_prefix: a group's prompt runs once in %s: %s", policy.source, how)
         return ""
-    log.warning("train.shared_prefix: prompts run once a rollout, not once a group, in %s: %s", policy.source, reason)
+    if config.train.shared_prefix is True:
+        raise ConfigError(f"train.shared_prefix: true, but {policy.source} cannot: {reason}. Take auto or false.")
+    log.warning("train.shared_prefix: a prompt runs once a rollout in %s: %s", policy.source, reason)
     return f"{policy.source}: {reason}"
 
 
@@ -109,7 +129,7 @@ def check_gaps(gaps: Gaps, rows: Sequence[Row]) -> None:
         raise VisdError(
             f"train.shared_prefix: shared and plain forwards disagree in {gaps.dtype}: log-probabilities by "
             f"{gaps.scores:.2g} nats on average (at most {scores:g}; samples of {names}), attention by {gaps.kernel:.2g} "
-            f"(at most {kernel:g}). Set train.shared_prefix=never, and report the model and the versions of torch and "
+            f"(at most {kernel:g}). Set train.shared_prefix=false, and report the model and the versions of torch and "
             "transformers."
         )
 
