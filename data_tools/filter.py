@@ -16,7 +16,6 @@ OUT.dropped.jsonl lists each record that went with its reason, OUT.report.json c
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections import Counter
@@ -38,6 +37,7 @@ from data_tools.io.passes import (
 from data_tools.io.rows import Chunk, check_input, read_rows
 from data_tools.io.shards import ShardedWork, ShardReport, ShardResult
 from data_tools.probed import load_probed, probed_arguments
+from visd import strict_json
 from visd.data.fields import ManifestError
 from visd.data.manifest import sample_to_record
 from visd.media.errors import DecodeError
@@ -146,8 +146,6 @@ def ask_policy(chosen: argparse.Namespace, manifest: Path) -> Path:
     """
     if chosen.root is None:
         raise VisdError("--policy: give --root, the data root")
-    if manifest.suffix != ".jsonl":
-        raise VisdError(f"{manifest}: the policy is asked from JSON Lines; `convert` it first")
     folder = beside(chosen.out, "answers") / manifest.stem
     fields = {
         "model": chosen.policy,
@@ -301,6 +299,6 @@ def _outside(name: str, value: float, bounds: Bounds) -> tuple[str, str]:
 def _finish(work: ShardedWork, report: ShardReport, out: Path) -> int:
     write_kept(work, report, out)
     about = {"rows": report.rows, "written": report.written, "dropped": report.dropped}
-    write_atomic(beside(out, "report.json"), json.dumps(about, indent=2) + "\n")
+    write_atomic(beside(out, "report.json"), strict_json.dumps(about, indent=2) + "\n")
     print(f"{out}: {summary(report)}")
     return 0

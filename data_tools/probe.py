@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from data_tools.io.passes import Pass, add_pass_arguments, beside, check_manifes
 from data_tools.io.rows import Chunk
 from data_tools.io.shards import ShardedWork, ShardReport, ShardResult
 from data_tools.media import IMAGES, Facts, probe_file
+from visd import strict_json
 from visd.media.container import below_root
 from visd.media.errors import DecodeError
 from visd.media.killable import KillableWorkers
@@ -170,7 +170,7 @@ class ProbeTask:
                 result.dropped.append(
                     {"path": file.path, "reason": error.reason, "message": error.message, "where": file.where}
                 )
-            result.lines.append(json.dumps(line, ensure_ascii=False))
+            result.lines.append(strict_json.dumps(line))
         result.report.written, result.report.dropped = len(files) - sum(broken.values()), dict(broken)
         return result
 

@@ -10,7 +10,6 @@ records go where depends on the seed and the ids alone. OUT is a folder with one
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from itertools import compress
 from pathlib import Path
@@ -23,6 +22,7 @@ from data_tools.io.manifests import KINDS, write_manifest
 from data_tools.io.passes import Pass, add_pass_arguments, check_manifests, run_pass
 from data_tools.io.shards import ShardedWork
 from data_tools.probed import load_probed, probed_arguments
+from visd import strict_json
 from visd.observe.files import write_atomic
 from visd.types import VisdError
 
@@ -79,7 +79,7 @@ def _finish(work: ShardedWork, folder: Path, ending: str, shares: dict[str, floa
         groups = len(np.unique(labels[places == number]))
         about[name] = {"records": count, "groups": groups}
         print(f"{folder / name}{ending}: {count} records of {groups} groups without a video in common with others")
-    write_atomic(folder / "split.json", json.dumps(about, indent=2) + "\n")
+    write_atomic(folder / "split.json", strict_json.dumps(about, indent=2) + "\n")
     return 0
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from data_tools.io.passes import Pass, add_pass_arguments, beside, check_manifes
 from data_tools.io.rows import Chunk
 from data_tools.io.shards import ShardedWork, ShardReport, ShardResult
 from data_tools.probed import Probed, load_probed, probed_arguments
+from visd import strict_json
 from visd.data.manifest import sample_from_record, sample_to_record
 from visd.data.targets import answer_text
 from visd.media.container import below_root
@@ -158,7 +158,7 @@ class Describe:
             if len(picked) > 4 * self.samples:
                 picked = sorted(picked, key=lambda item: item[0])[: self.samples]
         found.show(((number, sample_to_record(sample)) for number, sample in picked), self.samples)
-        return ShardResult([json.dumps(found.to_json())], ShardReport(found.records, found.records))
+        return ShardResult([strict_json.dumps(found.to_json())], ShardReport(found.records, found.records))
 
     def _tokens(self, sample: Sample, probed: Probed | None, found: Description) -> None:
         from data_tools.tokens import token_counter  # loads a tokenizer, and torch
@@ -228,14 +228,14 @@ def _mark(xyxy: XYXY, box_map: list[int]) -> None:
 def _finish(work: ShardedWork, report: ShardReport, chosen: argparse.Namespace) -> int:
     found = Description()
     for line in work.lines():
-        found.join(Description.from_json(json.loads(line)), chosen.samples)
+        found.join(Description.from_json(strict_json.loads(line, "a shard of stats")), chosen.samples)
     pictures = draw_samples([record for _, record in found.shown], chosen.root, chosen.num_workers)
     page = render(found, pictures, chosen)
     with replacing(chosen.out) as part:
         part.write_text(page, encoding="utf-8")
     numbers = found.to_json()
     del numbers["shown"]
-    write_atomic(beside(chosen.out, "json"), json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(beside(chosen.out, "json"), strict_json.dumps(numbers, indent=1) + "\n")
     print(f"{chosen.out}: {found.records} records" + _about_tokens(found))
     return 0
 

@@ -14,7 +14,6 @@ errors (warnings may be left), 1 with errors, 2 if the work could not be done.
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -33,6 +32,7 @@ from data_tools.io.rows import Chunk, read_chunks
 from data_tools.io.shards import ShardedWork, ShardReport, ShardResult
 from data_tools.likeness import NEAR_WORDS, ROW, Pair, find_pairs, groups_of, question_words, row_of, shared_words
 from data_tools.probed import load_probed, probed_arguments
+from visd import strict_json
 from visd.data.fields import ManifestError
 from visd.data.manifest import sample_from_record
 from visd.observe.files import write_atomic
@@ -113,7 +113,7 @@ def schema_finding(error: ManifestError) -> Finding:
 
 
 def line_of(finding: Finding, where: str, name: str | None) -> str:
-    return json.dumps({"where": where, "id": name, **asdict(finding)}, ensure_ascii=False)
+    return strict_json.dumps({"where": where, "id": name, **asdict(finding)})
 
 
 @dataclass
@@ -217,7 +217,7 @@ def _finish(work: ShardedWork, report: ShardReport, out: Path, comparison: Compa
         "errors": levels["error"],
         "warnings": levels["warning"],
     }
-    write_atomic(beside(out, "report.json"), json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(beside(out, "report.json"), strict_json.dumps(about, indent=2) + "\n")
     for line in islice(_shown(out), SHOWN):
         print(line)
     if errors + warnings > SHOWN:
@@ -234,7 +234,7 @@ def _shown(out: Path) -> Iterator[str]:
     for level in ("error", "warning"):
         with out.open(encoding="utf-8") as file:
             for line in file:
-                found = json.loads(line)
+                found = strict_json.loads(line, str(out))
                 if found["level"] == level:
                     name = f" sample {found['id']!r}:" if found["id"] is not None else ""
                     what = f" field {found['field']!r}:" if found["field"] else ""

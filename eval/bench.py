@@ -31,6 +31,7 @@ from eval.benchmarks.base import Benchmark, Item, Protocol, Seen
 from eval.metrics import majority
 from eval.model import ModelSettings, check_engine, open_engine
 from eval.shards import own_shard, shard_file, share, stand_alone
+from visd import strict_json
 from visd.config import ConfigError, PromptSection, VideoSection
 from visd.observe.console import Progress
 from visd.observe.files import read_jsonl, write_atomic
@@ -309,5 +310,5 @@ def write_results(
         "settings": dataclasses.asdict(config),
         "result": dataclasses.asdict(summarise(records, benchmark, config.seed)),
     }
-    write_atomic(out / "results.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(out / "results.json", strict_json.dumps(strict_json.without_nonfinite(document), indent=1) + "\n")
     print(write_reports(out, document))

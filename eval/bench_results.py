@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from eval.benchmarks.base import Benchmark, Mean
 from eval.intervals import RESAMPLES, Interval
 from eval.metrics import pass_at_k
+from visd import strict_json
 from visd.seeding import generator
 from visd.types import VisdError
 
@@ -65,7 +65,7 @@ class BenchResult:
 
 
 def to_line(record: Record) -> str:
-    return json.dumps(asdict(record), ensure_ascii=False)
+    return strict_json.dumps(asdict(record))
 
 
 def record_from(fields: Mapping[str, Any], where: str) -> Record:

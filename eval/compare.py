@@ -6,7 +6,6 @@ sides), and for questions that are right or wrong McNemar's exact test.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from eval import benchmarks
 from eval.bench_results import Record, Tables, bounds, record_from, resampled
 from eval.intervals import Interval
 from eval.metrics import mcnemar
-from visd.observe.files import read_jsonl
+from visd.observe.files import read_json, read_jsonl
 from visd.types import VisdError
 
 
@@ -78,7 +77,7 @@ def _load(folder: Path) -> tuple[dict[str, Any], list[Record]]:
             raise VisdError(
                 f"{folder} holds no {path.name}; finish `python -m eval.run benchmark=... out={folder}` first."
             )
-    document = json.loads(paths[0].read_text(encoding="utf-8"))
+    document = read_json(paths[0])
     if "benchmark" not in document:
         raise VisdError(f"{folder} is an evaluation of a manifest, not of a benchmark.")
     return document, [record_from(fields, str(paths[1])) for fields in read_jsonl(paths[1])]

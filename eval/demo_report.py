@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.table import Table
 from eval.intervals import Interval
 from eval.report import build_report, headline, read_results
 from eval.results import EvalResult, read_result
-from visd.observe.files import strict_json, write_atomic
+from visd.observe.files import finite_json, read_json, write_atomic
 
 
 def conclude(out: Path, wall_seconds: float, console: Console) -> None:
@@ -22,10 +21,10 @@ def conclude(out: Path, wall_seconds: float, console: Console) -> None:
         wall_seconds: of this start; parts that were there already took none.
     """
     before, after = out / "eval_before", out / "eval_after"
-    run = json.loads((out / "rl" / "summary.json").read_text(encoding="utf-8"))
+    run = read_json(out / "rl" / "summary.json")
     results = (read_result(folder / "results.json") for folder in (before, after))
     summary = demo_summary(run, *results) | {"wall_seconds": round(wall_seconds, 1)}
-    write_atomic(out / "summary.json", strict_json(summary, indent=2) + "\n")
+    write_atomic(out / "summary.json", finite_json(summary, indent=2) + "\n")
     build_report(out / "rl", before, after, out / "world", out / "report.html", summary=summary)
     table = Table(title="test split, before and after (95 % intervals)", title_justify="left")
     for name in ("", "before", "after", "difference"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -17,7 +16,7 @@ from eval.results import QuestionResult, question_from
 from visd.config import VideoSection
 from visd.media.video import decode, decode_image
 from visd.observe.console import duration
-from visd.observe.files import read_jsonl
+from visd.observe.files import read_json, read_jsonl
 from visd.observe.plots import Curve, Series, smooth
 from visd.observe.records import RolloutRecord, read_dump
 from visd.observe.report import FrameView, GroupView, HeadlineRow, MarkedBox, Report, RolloutView, write_report
@@ -61,7 +60,7 @@ def build_report(
         OmegaConf.merge(VideoSection, OmegaConf.load(run_dir / "config.yaml").prompt.video)
     )
     if summary is None:
-        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json(run_dir / "summary.json")
     report = Report(
         title=f"Training with {summary['method']}",
         facts=_facts(summary),

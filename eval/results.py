@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eval.intervals import Interval, bootstrap
+from visd import strict_json
+from visd.observe.files import read_json
 from visd.types import VisdError
 
 Mode = Literal["greedy", "sampled"]
@@ -111,7 +112,7 @@ def question_means(results: Sequence[QuestionResult], mode: Mode) -> dict[str, f
 
 
 def to_line(result: QuestionResult) -> str:
-    return json.dumps(asdict(result), ensure_ascii=False)
+    return strict_json.dumps(asdict(result))
 
 
 def question_from(fields: dict[str, Any], where: str) -> QuestionResult:
@@ -129,7 +130,7 @@ def question_from(fields: dict[str, Any], where: str) -> QuestionResult:
 
 def read_result(path: Path) -> EvalResult:
     """The result in a `results.json`."""
-    fields = json.loads(path.read_text(encoding="utf-8"))["result"]
+    fields = read_json(path)["result"]
     return EvalResult(fields["questions"], fields["dropped"], {m: _mode_from(v) for m, v in fields["modes"].items()})
 
 

@@ -25,6 +25,7 @@ from eval.model import ModelSettings, check_engine, open_engine
 from eval.results import QuestionResult, question_from, summarise, to_line
 from eval.runner import Asking, ask
 from eval.table import result_table
+from visd import strict_json
 from visd.config import ConfigError, PromptSection, RewardSection
 from visd.data.manifest import load_manifest
 from visd.data.prompts import PromptBuilder
@@ -38,7 +39,7 @@ from visd.types import VisdError
 class EvalConfig(Asking, ModelSettings):
     """One evaluation; every field is a `key=value` argument."""
 
-    data: str = "???"  # manifest (JSONL), relative to root
+    data: str = "???"  # manifest (JSONL or Parquet), relative to root
     root: str = "???"  # folder below which every media path lies
     out: str = "???"  # folder for the results
     split: str = "test"  # name of the data in the results
@@ -164,7 +165,7 @@ def run(config: EvalConfig) -> None:
         "seconds": seconds,
         "result": dataclasses.asdict(summary),
     }
-    write_atomic(out / "results.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(out / "results.json", strict_json.dumps(strict_json.without_nonfinite(document), indent=2) + "\n")
     plain_console(sys.stdout).print(result_table(summary, f"{config.model} on {config.split}"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,8 +12,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from visd import strict_json
 from visd.config import ConfigError
-from visd.observe.files import read_jsonl, write_atomic
+from visd.observe.files import read_json, read_jsonl, write_atomic
 from visd.types import VisdError
 
 
@@ -128,7 +128,7 @@ class PlannedRun:
             VisdError: it was made with other settings.
         """
         path = self.dir / "compare.json"
-        arguments = json.dumps(self.train_arguments, indent=1)
+        arguments = strict_json.dumps(self.train_arguments, indent=1)
         if path.exists() and path.read_text(encoding="utf-8") != arguments:
             raise VisdError(
                 f"{self.dir} was trained with other settings than the suite has now; delete it to train anew."
@@ -147,8 +147,8 @@ class PlannedRun:
         stats = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()}
         path = self.dir / "inputs.json"
         if not path.exists():
-            write_atomic(path, json.dumps(stats))
-        elif json.loads(path.read_text(encoding="utf-8")) != stats:
+            write_atomic(path, strict_json.dumps(stats))
+        elif read_json(path) != stats:
             raise VisdError(
                 f"{self.dir} was trained from other weights or data than are there now; delete it to train anew."
             )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from eval.results import read_result
 from eval.suite import PlannedRun, Suite, folder_name
-from visd.observe.files import write_atomic
+from visd import strict_json
+from visd.observe.files import read_json, write_atomic
 from visd.types import VisdError
 
 TRIES = "learning_rates.json"
@@ -58,13 +58,13 @@ def write_tries(suite: Suite, folder: Path) -> None:
     """Write down what was tried and chosen, for the page and for suites with `rates_from`."""
     if tuning_runs(suite, folder):
         document = {"validation": tried(suite, folder), "chosen": chosen_rates(suite, folder)}
-        write_atomic(folder / TRIES, json.dumps(document, indent=1) + "\n")
+        write_atomic(folder / TRIES, strict_json.dumps(document, indent=1) + "\n")
 
 
 def _rates_of(path: Path, suite: Suite) -> dict[str, float | None]:
     if not path.exists():
         raise VisdError(f"{path} is missing: run suite={suite.rates_from} first, whose learning rates are used.")
-    chosen = json.loads(path.read_text(encoding="utf-8"))["chosen"]
+    chosen = read_json(path)["chosen"]
     missing = [method for method in suite.methods if method not in chosen]
     if missing:
         raise VisdError(f"{path} has no learning rate of {', '.join(missing)}: finish suite={suite.rates_from} first.")

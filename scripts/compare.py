@@ -12,7 +12,6 @@ method, one short run each on validation, and takes the best for all seeds.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from eval.costs import MethodCosts, cost_rows, costs_markdown  # noqa: E402
 from eval.results import EvalResult, read_result  # noqa: E402
 from eval.suite import PlannedRun, Suite, eval_command, load_suite, planned_runs, train_command  # noqa: E402
 from eval.tuning import chosen_rates, tuning_runs, write_tries  # noqa: E402
+from visd import strict_json  # noqa: E402
 from visd.config import ConfigError  # noqa: E402
 from visd.observe.console import Progress  # noqa: E402
 from visd.observe.files import write_atomic  # noqa: E402
@@ -152,7 +152,10 @@ def collect(suite: Suite, name: str, folder: Path, docs: Path) -> None:
     rows = table_rows(runs, suite)
     costs = cost_rows(runs, rows, suite, rates) if suite.costs else []
     write_atomic(folder / "results.csv", run_table(runs, rows, suite))
-    write_atomic(folder / "results.json", json.dumps(_document(suite, runs, rows, costs, before), indent=1) + "\n")
+    write_atomic(
+        folder / "results.json",
+        strict_json.dumps(strict_json.without_nonfinite(_document(suite, runs, rows, costs, before)), indent=1) + "\n",
+    )
     images = docs / "images"
     images.mkdir(parents=True, exist_ok=True)
     (images / f"compare_{name}.png").write_bytes(draw(curves(runs, suite, before)))

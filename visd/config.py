@@ -77,7 +77,7 @@ class FramesSection:
 @dataclass
 class DataSection:
     root: str = "???"  # folder below which every media path lies
-    train: list[str] = field(default_factory=list)  # manifests (JSONL), relative to root
+    train: list[str] = field(default_factory=list)  # manifests (JSONL or Parquet), relative to root
     validation: list[str] = field(default_factory=list)  # manifests for evaluation while developing
     test: list[str] = field(default_factory=list)  # manifests for the final number
     max_dropped: float = 0.01  # largest share of dropped samples before the run stops

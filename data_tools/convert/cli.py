@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from data_tools.io.manifests import check_kind, replacing, write_manifest
 from data_tools.io.passes import Pass, add_pass_arguments, beside, run_pass, write_dropped
 from data_tools.io.rows import check_input, load_json
 from data_tools.io.shards import ShardedWork, ShardReport
+from visd import strict_json
 from visd.data.fields import ManifestError
 from visd.observe.files import write_atomic
 from visd.types import ANSWER_TYPES, VisdError
@@ -151,7 +151,7 @@ def _finish(work: ShardedWork, report: ShardReport, chosen: argparse.Namespace, 
     else:
         _write_rows(out, work.lines())
     about = {"rows": report.rows, "written": report.written, "dropped": report.dropped, "notes": report.notes}
-    write_atomic(beside(out, "report.json"), json.dumps({**about, "boxes": boxes}, indent=2) + "\n")
+    write_atomic(beside(out, "report.json"), strict_json.dumps({**about, "boxes": boxes}, indent=2) + "\n")
     print(f"{out}: {summary(report)}")
     if report.notes.get("boxes"):
         print(f"boxes: {boxes['convention']} ({boxes['by']}), written as 0-1")

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_tools.io.rows import Chunk, check_input, load_arrow, read_rows
+from data_tools.io.rows import Chunk, check_input, read_rows
+from visd import strict_json
+from visd.data import parquet
 from visd.data.fields import ManifestError, Place
 from visd.data.manifest import sample_from_record
 from visd.types import Sample
 
-KINDS = (".jsonl", ".parquet")
-GROUP = 5000
-"""Rows of a row group of a Parquet manifest."""
+KINDS = (".jsonl", parquet.SUFFIX)
 
 
 def check_kind(path: Path) -> None:
@@ -36,16 +35,16 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     empty = True
     for where, row in read_rows(path):
         empty = False
-        yield where, record_of(row, where, path.suffix == ".parquet")
+        yield where, record_of(row, where, path.suffix == parquet.SUFFIX)
     if empty:
         raise ManifestError(f"{path}: holds no sample")
 
 
-def record_of(row: Any, where: str, parquet: bool) -> dict[str, Any]:
-    """A row as a record."""
+def record_of(row: Any, where: str, columns: bool) -> dict[str, Any]:
+    """A row as a record; `columns`: it is one of a Parquet manifest."""
     if not isinstance(row, dict):
         raise Place(where).error("each row must be an object")
-    return from_columns(row, where) if parquet else row
+    return parquet.from_columns(row, where) if columns else row
 
 
 def chunk_records(chunk: Chunk) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -55,7 +54,7 @@ def chunk_records(chunk: Chunk) -> Iterator[tuple[str, dict[str, Any]]]:
         ManifestError: a row is no object.
     """
     for where, row in chunk.parsed():
-        yield where, record_of(row, where, chunk.path.endswith(".parquet"))
+        yield where, record_of(row, where, chunk.path.endswith(parquet.SUFFIX))
 
 
 def chunk_samples(chunk: Chunk) -> Iterator[tuple[str, Sample]]:
@@ -80,7 +79,7 @@ def read_samples(path: Path) -> Iterator[tuple[str, Sample]]:
 
 def dumps(record: Mapping[str, Any]) -> str:
     """One line of a manifest, without its end."""
-    return json.dumps(record, ensure_ascii=False, allow_nan=False)
+    return strict_json.dumps(record)
 
 
 def write_manifest(path: Path, lines: Iterable[str]) -> int:
@@ -90,10 +89,10 @@ def write_manifest(path: Path, lines: Iterable[str]) -> int:
         How many there were.
     """
     check_kind(path)
-    if path.suffix != ".parquet":
+    if path.suffix != parquet.SUFFIX:
         return write_lines(path, lines)
     with replacing(path) as part:
-        return _write_parquet(part, lines)
+        return parquet.write_records(part, (strict_json.loads(line, "a line to write") for line in lines))
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> int:
@@ -125,92 +124,3 @@ def _write_lines(part: Path, lines: Iterable[str]) -> int:
         file.flush()
         os.fsync(file.fileno())
     return count
-
-
-def _write_parquet(part: Path, lines: Iterable[str]) -> int:
-    arrow, parquet = load_arrow()
-    schema, count = _schema(arrow), 0
-    with parquet.ParquetWriter(part, schema, compression="zstd") as writer:
-        for group in batches(lines, GROUP):
-            rows = [to_columns(json.loads(line)) for line in group]
-            writer.write_table(arrow.Table.from_pylist(rows, schema))
-            count += len(rows)
-    return count
-
-
-def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of at most `size` items."""
-    held: list[Any] = []
-    for item in items:
-        held.append(item)
-        if len(held) == size:
-            yield held
-            held = []
-    if held:
-        yield held
-
-
-_JSON: tuple[tuple[str, ...], ...] = (("answer", "value"), ("reward", "args"), ("meta",))
-"""Fields whose shape differs from row to row; columns hold them as JSON."""
-
-
-def _schema(arrow: Any) -> Any:
-    text, number = arrow.string(), arrow.float64()
-
-    def struct(**fields: Any) -> Any:
-        return arrow.struct(list(fields.items()))
-
-    medium = struct(kind=text, path=text, start=number, end=number, fps=number)
-    box = struct(t=number, name=text, xyxy=arrow.list_(number))
-    evidence = struct(
-        windows=arrow.list_(arrow.list_(number)), frames=arrow.list_(struct(t=number)), boxes=arrow.list_(box)
-    )
-    return arrow.schema(
-        {
-            "id": text,
-            "source": text,
-            "family": text,
-            "media": arrow.list_(medium),
-            "messages": arrow.list_(struct(role=text, content=text)),
-            "answer": struct(type=text, value=text, options=arrow.list_(text), tolerance=number),
-            "evidence": evidence,
-            "rationale": text,
-            "reward": struct(name=text, args=text),
-            "meta": text,
-        }.items()
-    )
-
-
-def to_columns(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as a row of a Parquet manifest."""
-    return _mapped(record, _JSON, lambda value: json.dumps(value, ensure_ascii=False, allow_nan=False))
-
-
-def from_columns(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The inverse of `to_columns`.
-
-    Raises:
-        ManifestError: a column of JSON does not hold any.
-    """
-
-    def loads(value: Any) -> Any:
-        try:
-            return json.loads(value)
-        except (TypeError, ValueError) as error:
-            raise Place(where, row.get("id")).error(f"a column of JSON does not hold any ({error})") from error
-
-    return _mapped(row, _JSON, loads)
-
-
-def _mapped(
-    record: Mapping[str, Any], paths: Sequence[tuple[str, ...]], change: Callable[[Any], Any]
-) -> dict[str, Any]:
-    out = dict(record)
-    for path in paths:
-        if path[0] not in out or out[path[0]] is None:
-            continue
-        if len(path) == 1:
-            out[path[0]] = change(out[path[0]])
-        elif path[1] in out[path[0]]:
-            out[path[0]] = {**out[path[0]], path[1]: change(out[path[0]][path[1]])}
-    return out

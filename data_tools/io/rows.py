@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from visd.data.fields import ManifestError
+from visd import strict_json
+from visd.data import parquet
+from visd.data.fields import ManifestError, parse_json
 
 BLOCK = 1 << 20
 """Bytes of a JSON list read at once."""
@@ -56,7 +58,7 @@ class Chunk:
 
     def value(self, where: str, row: Any) -> Any:
         """The value of one row; raises as `parsed`."""
-        return parse_line(row, where) if self.raw else row
+        return parse_json(row, where) if self.raw else row
 
 
 def check_input(path: Path, folder: bool = False) -> None:
@@ -114,54 +116,14 @@ def read_rows(path: Path, size: int = 1000) -> Iterator[tuple[str, Any]]:
         yield from chunk.parsed()
 
 
-def parse_line(line: bytes, where: str) -> Any:
-    """The value of a line of JSON.
-
-    Raises:
-        ManifestError: it is not UTF-8 or not JSON, or a name stands twice in one object.
-    """
-    return _loads(_text(line, where), where)
-
-
 def load_json(path: Path) -> Any:
     """The value of a small JSON file.
 
     Raises:
-        ManifestError: it is missing, a folder, not UTF-8 or not JSON.
+        ManifestError: it is missing, a folder, not UTF-8 or no strict JSON.
     """
     check_input(path)
-    return _loads(_text(path.read_bytes(), str(path)), str(path))
-
-
-def _text(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8-sig" if data.startswith(b"\xef\xbb\xbf") else "utf-8")
-    except UnicodeDecodeError as error:
-        raise ManifestError(
-            f"{where}: is not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"
-        ) from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"field {twice!r} stands twice in one object")
-    return fields
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
-
-
-def _loads(text: str, where: str) -> Any:
-    try:
-        return _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        message = f"{error.msg} at line {error.lineno}, column {error.colno}"
-        raise ManifestError(f"{where}: is not JSON ({message}); repair it, or get the file whole") from error
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{where}: {error}; repair the row") from error
+    return parse_json(path.read_bytes(), str(path))
 
 
 def _first_byte(path: Path) -> bytes:
@@ -237,7 +199,7 @@ class _ListReader:
         where = f"{self.path}:{self.number}"
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._buffer, self._at)
+                value, end = strict_json.decode_at(self._buffer, self._at)
             except json.JSONDecodeError as error:
                 if len(self._buffer) - self._at > LONGEST_ROW:
                     raise ManifestError(f"{where}: is not JSON ({error.msg}); repair the row") from error
@@ -306,17 +268,11 @@ def _texts(path: Path, size: int, reader: Any) -> Iterator[Chunk]:
 
 
 def _parquet(path: Path, size: int) -> Iterator[Chunk]:
-    arrow, parquet = load_arrow()
-    try:
-        file = parquet.ParquetFile(path)
-        done = 0
-        for number, batch in enumerate(file.iter_batches(batch_size=size)):
-            rows = batch.to_pylist()
-            numbered = tuple((done + i, row) for i, row in enumerate(rows, start=1))
-            done += len(rows)
-            yield Chunk(str(path), number, numbered, done, file.metadata.num_rows)
-    except (arrow.ArrowException, OSError) as error:
-        raise ManifestError(f"{path}: is no Parquet file that can be read ({error}); get the file whole") from error
+    done = 0
+    for number, (rows, total) in enumerate(parquet.read_batches(path, size)):
+        numbered = tuple((done + i, row) for i, row in enumerate(rows, start=1))
+        done += len(rows)
+        yield Chunk(str(path), number, numbered, done, total)
 
 
 def _hugging_face(path: Path, size: int) -> Iterator[Chunk]:
@@ -335,17 +291,3 @@ def _hugging_face(path: Path, size: int) -> Iterator[Chunk]:
         part = data.select(range(start, min(start + size, total)))
         rows = tuple((start + i, row) for i, row in enumerate(part, start=1))
         yield Chunk(str(path), number, rows, min(start + size, total), total)
-
-
-def load_arrow() -> tuple[Any, Any]:
-    """pyarrow and pyarrow.parquet.
-
-    Raises:
-        ManifestError: it is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ManifestError("Parquet needs pyarrow; pip install visd[data]") from error
-    return pyarrow, pyarrow.parquet

@@ -7,7 +7,6 @@ most the shards that were being worked on, one a process, are done again.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from data_tools.io.engines import ENGINES
 from data_tools.io.rows import Chunk
+from visd import strict_json
 from visd.data.fields import ManifestError
 from visd.observe.files import write_atomic
 from visd.seeding import derive_seed
@@ -68,7 +68,7 @@ class ShardedWork:
 
     def __init__(self, out: Path, plan: Mapping[str, Any]):
         self.out, self.folder = out, out.absolute().with_name(f"{out.name}.work")
-        self.plan = json.loads(json.dumps(plan))
+        self.plan = strict_json.loads(strict_json.dumps(plan), "the plan")
         self._lock = FileLock(str(out.with_name(f".{out.name}.lock")))
 
     def __enter__(self) -> ShardedWork:
@@ -78,10 +78,10 @@ class ShardedWork:
         except Timeout:
             raise VisdError(f"{self.out}: another process is writing it; wait for it, or end it") from None
         known = self.folder / PLAN
-        if self.folder.exists() and (not known.exists() or json.loads(known.read_text()) != self.plan):
+        if self.folder.exists() and (not known.exists() or strict_json.load(known) != self.plan):
             shutil.rmtree(self.folder)  # made by another command, or by the same one from another input
         self.folder.mkdir(exist_ok=True)
-        write_atomic(known, json.dumps(self.plan))
+        write_atomic(known, strict_json.dumps(self.plan))
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
@@ -135,7 +135,7 @@ class ShardedWork:
 
     def _known(self, chunk: Chunk) -> ShardReport | None:
         path = self.folder / f"{chunk.number:06d}.json"
-        return ShardReport(**json.loads(path.read_text())) if path.exists() else None
+        return ShardReport(**strict_json.load(path)) if path.exists() else None
 
     def lines(self) -> Iterator[str]:
         """Lines of all shards, in order."""
@@ -170,7 +170,7 @@ class ShardedWork:
             return
         seen: Counter[str] = Counter()
         for line in self.lines():
-            name = json.loads(line)["id"]
+            name = strict_json.loads(line, str(self.folder))["id"]
             if id_hash(name) in suspects:
                 seen[name] += 1
         twice = sorted(name for name, count in seen.items() if count > 1)
@@ -201,11 +201,11 @@ def _work(folder: Path, task: Task, chunk: Chunk) -> ShardReport:
     name = f"{chunk.number:06d}"
     write_atomic(folder / f"{name}.jsonl", "".join(f"{line}\n" for line in result.lines))
     if result.dropped:
-        text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in result.dropped)
+        text = "".join(strict_json.dumps(item) + "\n" for item in result.dropped)
         write_atomic(folder / f"{name}.dropped", text)
     if result.ids:
         np.array([id_hash(name) for name in result.ids], np.uint64).tofile(folder / f"{name}.ids")
     if result.table is not None:
         np.save(folder / f"{name}.npy", result.table)
-    write_atomic(folder / f"{name}.json", json.dumps(asdict(result.report)))
+    write_atomic(folder / f"{name}.json", strict_json.dumps(asdict(result.report)))
     return result.report

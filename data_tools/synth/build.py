@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from data_tools.synth.samples import choose_drafts, video_sample
 from data_tools.synth.scene import Scene, draw_scene
 from data_tools.synth.splits import draw
 from data_tools.synth.text import draw_problem, text_sample
+from visd import strict_json
 from visd.data.manifest import sample_to_record
 from visd.types import Sample, VisdError
 
@@ -123,8 +123,8 @@ def _claim(out: Path, settings: WorldSettings) -> None:
     wanted = {"format": FORMAT, **dataclasses.asdict(settings)}
     if note.exists():
         try:
-            found = json.loads(note.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            found = strict_json.load(note)
+        except strict_json.JsonError as error:
             raise VisdError(f"{note}: is not JSON; delete the folder {str(out)!r} and build the world again") from error
         if found != wanted:
             differing = sorted(k for k in wanted if not isinstance(found, dict) or found.get(k) != wanted[k])
@@ -132,7 +132,7 @@ def _claim(out: Path, settings: WorldSettings) -> None:
                 f"{out} holds a world of other settings ({', '.join(differing)}); choose another folder or delete it"
             )
         return
-    _replace(note, json.dumps(wanted, indent=1) + "\n")
+    _replace(note, strict_json.dumps(wanted, indent=1) + "\n")
 
 
 def _video_split(split: str, count: int, settings: WorldSettings) -> Iterator[tuple[Scene, str, list[Sample]]]:
@@ -179,9 +179,7 @@ def _text_split(split: str, count: int, settings: WorldSettings) -> list[Sample]
 
 
 def _write(path: Path, samples: list[Sample]) -> int:
-    lines = [
-        json.dumps(sample_to_record(sample), ensure_ascii=False, separators=(",", ":")) + "\n" for sample in samples
-    ]
+    lines = [strict_json.dumps(sample_to_record(sample), separators=(",", ":")) + "\n" for sample in samples]
     _replace(path, "".join(lines))
     return len(samples)
 

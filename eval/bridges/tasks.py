@@ -22,6 +22,7 @@ import yaml
 
 from eval import bench, run
 from eval.bridges.sources import Source, describe, open_source
+from visd import strict_json
 from visd.observe.files import write_atomic
 from visd.types import Media, VisdError
 
@@ -122,7 +123,7 @@ def write_task(config: bench.BenchConfig | run.EvalConfig, folder: Path) -> str:
         {"id": i, "text": source.text(i), "target": source.truth(i), "visd_source": described} for i in source.ids()
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = "".join(strict_json.dumps(row) + "\n" for row in rows)
     write_atomic(folder / f"{name}.jsonl", lines)
     document = yaml.safe_dump(_task(name, source), sort_keys=False)
     write_atomic(folder / f"{name}.yaml", document)

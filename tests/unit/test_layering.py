@@ -12,7 +12,7 @@ import pytest
 from tests.tree import relative, with_suffix
 
 LAYERS = (
-    ["types", "config_train", "config", "seeding", "observe", "media", "data", "policy", "parallel", "rollout", "reward", "judge"]
+    ["types", "strict_json", "config_train", "config", "seeding", "observe", "media", "data", "policy", "parallel", "rollout", "reward", "judge"]
     + ["teacher", "objective", "methods", "train", "cli"]
 )  # fmt: skip
 OUTSIDE = ("data_tools", "eval", "scripts", "tests")

@@ -141,7 +141,7 @@ def test_without_an_end_only_the_meta_duration_bounds_a_window() -> None:
         ("{not json", "is not JSON"),
         ("[1]", "must be an object"),
         ('{"id": "a", "id": "b"}', "stands twice"),
-        (json.dumps(changed("answer", {"type": "number", "value": float("nan")})), "finite"),
+        (json.dumps(changed("answer", {"type": "number", "value": float("nan")})), "NaN is no JSON value"),
     ],
 )
 def test_a_line_that_is_no_record(tmp_path: Path, line: str, words: str) -> None:

@@ -16,7 +16,7 @@ import yaml
 from tests.unit.observe_data import make_group
 from visd.config import RunConfig, TrackingSection
 from visd.observe.console import Progress, duration, group_table, plain_console
-from visd.observe.files import JsonlLog, read_jsonl, strict_json
+from visd.observe.files import JsonlLog, finite_json, read_jsonl
 from visd.observe.records import rollout_records
 from visd.observe.tracker import Tracker
 from visd.types import VisdError
@@ -63,7 +63,7 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 
 def test_a_corrupt_line_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
-    with pytest.raises(VisdError, match=r"metrics\.jsonl, line 2"):
+    with pytest.raises(VisdError, match=r"metrics\.jsonl:2: is not JSON"):
         Tracker(tmp_path, quiet(), 10, 3, True)
 
 
@@ -87,7 +87,7 @@ def test_a_killed_process_leaves_whole_lines(tmp_path: Path) -> None:
 
 
 def test_nonfinite_values_stay_valid_json_and_are_named() -> None:
-    text = strict_json({"step": 1, "optim/grad_norm": math.inf, "loss": math.nan, "a": 1.0})
+    text = finite_json({"step": 1, "optim/grad_norm": math.inf, "loss": math.nan, "a": 1.0})
     assert json.loads(text, parse_constant=pytest.fail) == {
         "step": 1,
         "optim/grad_norm": None,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from visd import strict_json
 from visd.types import VisdError
 
 _JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
@@ -41,6 +42,18 @@ class Place:
         error = ManifestError(f"{self.where}:{sample} field {self.field!r}: {message}")
         error.place, error.what = self, message
         return error
+
+
+def parse_json(data: bytes | str, where: str) -> Any:
+    """The value of a JSON text, read strictly (`visd.strict_json`).
+
+    Raises:
+        ManifestError: it is not UTF-8 or no strict JSON.
+    """
+    try:
+        return strict_json.loads(data, where)
+    except strict_json.JsonError as error:
+        raise ManifestError(str(error)) from error
 
 
 def kind(value: Any) -> str:
@@ -93,9 +106,13 @@ def as_number(value: Any, place: Place) -> float:
     """A finite number; whole numbers become floats."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise place.error(f"must be a number, got {kind(value)}")
-    if not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        raise place.error("is beyond the range of numbers") from None
+    if not math.isfinite(number):
         raise place.error(f"must be finite, got {value}")
-    return float(value)
+    return number
 
 
 def as_optional_number(value: Any, place: Place) -> float | None:

@@ -1,4 +1,4 @@
-"""Manifests: one JSON object a line, one sample an object, read strictly.
+"""Manifests: one JSON object a line, or one row of a Parquet file, a sample; read strictly.
 
     {"id", "source", "family",
      "media":    [{"kind": "video" | "image", "path", "start", "end", "fps"}],
@@ -13,14 +13,14 @@ x1, y1, x2, y2 in 0-1, paths are relative to the data root.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 
+from visd.data import parquet
 from visd.data.fields import (
     ManifestError,
     Place,
@@ -33,6 +33,7 @@ from visd.data.fields import (
     as_optional_number,
     as_text,
     as_window,
+    parse_json,
 )
 from visd.types import ANSWER_TYPES, XYXY, Answer, AnswerType, Box, Evidence, Media, Message, Sample, Window
 
@@ -49,7 +50,7 @@ def load_manifest(path: Path, root: Path) -> list[Sample]:
     """Read every sample of a manifest.
 
     Args:
-        path: the JSONL file.
+        path: the file, JSON Lines or (`.parquet`) Parquet.
         root: folder below which every media path must lie after symbolic links are resolved.
 
     Raises:
@@ -58,13 +59,13 @@ def load_manifest(path: Path, root: Path) -> list[Sample]:
     samples: list[Sample] = []
     first_line: dict[str, int] = {}
     base = Path(os.path.realpath(root))
-    for number, line in _lines(path):
+    for number, record in _records(path):
         where = f"{path}:{number}"
-        sample = sample_from_record(_parse(line, where), where)
+        sample = sample_from_record(record, where)
         place = Place(where, sample.id)
         if sample.id in first_line:
             raise place.at("id").error(
-                f"is already used in line {first_line[sample.id]}; ids must be unique in a manifest"
+                f"is already used in row {first_line[sample.id]}; ids must be unique in a manifest"
             )
         first_line[sample.id] = number
         for index, item in enumerate(sample.media):
@@ -77,7 +78,7 @@ def load_manifest(path: Path, root: Path) -> list[Sample]:
                 )
         samples.append(sample)
     if not samples:
-        raise ManifestError(f"{path}: holds no sample; write one JSON object a line")
+        raise ManifestError(f"{path}: holds no sample")
     return samples
 
 
@@ -161,39 +162,18 @@ class _Clip:
             )
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """Line numbers (from 1) and lines that are not blank."""
+def _records(path: Path) -> Iterator[tuple[int, Any]]:
+    """Row numbers (from 1) and records, one at a time; blank lines are left out."""
     try:
-        raw = path.read_bytes()
+        if path.suffix == parquet.SUFFIX and path.stat().st_size:
+            yield from parquet.read_records(path)
+            return
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, parse_json(line, f"{path}:{number}")
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read: {error.strerror}; check the manifest's path") from error
-    lines = []
-    for number, chunk in enumerate(raw.split(b"\n"), start=1):
-        try:
-            line = chunk.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ManifestError(
-                f"{path}:{number}: is not UTF-8 ({error.reason}); save the manifest as UTF-8"
-            ) from error
-        if line.strip():
-            lines.append((number, line))
-    return lines
-
-
-def _parse(line: str, where: str) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        for name in names:
-            if names.count(name) > 1:
-                raise ManifestError(f"{where}: field {name!r} stands twice in one object; keep one")
-        return dict(pairs)
-
-    try:
-        return json.loads(line, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise ManifestError(
-            f"{where}: is not JSON ({error.msg} at column {error.colno}); write one object a line"
-        ) from error
 
 
 def _media(value: Any, place: Place) -> Media:

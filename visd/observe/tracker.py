@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from visd.config import RunConfig, TrackingSection
 from visd.observe.console import Progress, group_table, plain_console, step_notes
-from visd.observe.files import JsonlLog, strict_json, write_atomic
+from visd.observe.files import JsonlLog, finite_json, write_atomic
 from visd.observe.records import RolloutRecord, to_line
 from visd.types import RolloutGroup, VisdError
 
@@ -107,7 +107,7 @@ class Tracker:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Write `summary.json`."""
         if self._enabled:
-            write_atomic(self._dir / "summary.json", strict_json(values, indent=2) + "\n")
+            write_atomic(self._dir / "summary.json", finite_json(values, indent=2) + "\n")
 
     def close(self) -> None:
         if not self._enabled:

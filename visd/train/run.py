@@ -193,7 +193,7 @@ def load_samples(config: RunConfig, split: str) -> list[Sample]:
     root = Path(config.data.root)
     manifests: list[str] = getattr(config.data, split)
     if not manifests:
-        raise ConfigError(f"data.{split}: names no manifest; give at least one JSONL file below data.root.")
+        raise ConfigError(f"data.{split}: names no manifest; give at least one below data.root.")
     samples = [sample for name in manifests for sample in load_manifest(root / name, root)]
     seen: set[str] = set()
     for sample in samples:
