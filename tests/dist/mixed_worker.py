@@ -18,6 +18,7 @@ from visd.parallel import distributed
 from visd.parallel.base import Backend
 from visd.parallel.fsdp2 import FSDP2
 from visd.parallel.place import Place
+from visd.policy import head
 from visd.policy.batch import Row
 from visd.policy.policy import Forward, Policy
 from visd.types import ScoreNeeds
@@ -50,6 +51,7 @@ def loss(policy: Policy, row: Row, forward: Forward | None) -> Tensor:
 
 
 def main(root: Path, models: Path, out: Path) -> None:
+    head.CHUNK_ELEMENTS = 1 << 13  # so that heads whose weights are cut up compute some positions again, too
     for mode, tower in TRIED:
         faulthandler.dump_traceback_later(LIMIT, exit=True)
         run = made_run(tower, mode, root, models)

@@ -20,7 +20,7 @@ from visd.methods.base import Scores, StepView
 from visd.methods.simct import SimCT
 from visd.objective.divergence import reverse_kl
 from visd.objective.units import unit_divergence
-from visd.policy.head import score_names, score_positions
+from visd.policy.head import make_scoring, score_names, score_positions
 from visd.rollout.sampling import token_pieces
 from visd.teacher.crossing import Crossing, Unit, align, merged_with_following
 from visd.train.teach import teacher_scores
@@ -67,9 +67,10 @@ def crossing_of(student: Pieces, teacher: Pieces) -> Crossing:
 def read(logits: Tensor, ids: Sequence[int], needs: ScoreNeeds) -> TokenScores:
     """[T, V] logits through the policy's own head."""
     asked = replace(needs, units=None)
+    same = torch.nn.Linear(logits.shape[-1], logits.shape[-1], bias=False, dtype=logits.dtype).requires_grad_(False)
+    torch.nn.init.eye_(same.weight)
     found = score_positions(
-        lambda hidden: hidden, logits, torch.tensor(ids), vocab_size=logits.shape[-1], temperature=1.0,
-        banned_V=torch.zeros(logits.shape[-1]).bool(), needs=asked,
+        make_scoring(same), logits, torch.tensor(ids), temperature=1.0, banned_V=torch.zeros(logits.shape[-1]).bool(), needs=asked,
     )  # fmt: skip
     assert list(found) == [n for n in (*score_names(replace(asked, log_z=False), None), *["log_z"] * needs.log_z)]
     return TokenScores(**found)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from visd.media.families.base import Family
 from visd.policy.batch import ForwardInputs, VisionFeatures, concatenate_features
-from visd.policy.head import score_positions
+from visd.policy.head import ScoringHead, make_scoring, score_positions
 from visd.policy.vision import encode_media, vision_modules
 from visd.types import ScoreNeeds
 
@@ -29,7 +29,7 @@ class PolicyModel(nn.Module):
         self.hf = hf
         self.family = family
         self.tower_inside = tower_inside
-        self.vocab_size: int = hf.get_output_embeddings().weight.shape[0]
+        self.vocab_size: int = make_scoring(hf.get_output_embeddings()).weight.shape[0]
         banned = torch.zeros(self.vocab_size, dtype=torch.bool)
         banned[list(family.banned_ids)] = True
         self.register_buffer("banned", banned, persistent=False)
@@ -39,8 +39,10 @@ class PolicyModel(nn.Module):
         return self.hf.get_submodule(self.family.language_module)
 
     @property
-    def head(self) -> nn.Module:
-        return self.hf.get_output_embeddings()
+    def head(self) -> ScoringHead:
+        head = self.hf.get_output_embeddings()
+        assert isinstance(head, ScoringHead)
+        return head
 
     def shard_units(self) -> list[nn.Module]:
         """What fully sharded training gathers at a time: the decoder's layers; a trained tower's blocks, then its rest.
@@ -75,7 +77,6 @@ class PolicyModel(nn.Module):
             self.head,
             predictors,
             inputs.response_ids[mask],
-            vocab_size=self.vocab_size,
             temperature=temperature,
             banned_V=self.banned,
             needs=needs,
