@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.plan_model import Architecture, architecture
 from visd.cli import compose_config
 from visd.config import RunConfig, build, load
-from visd.train.forecast import GIB, Counts, forecast_of
+from visd.train.forecast import GIB, Counts, Decoder, activations_of, forecast_of
 from visd.types import VisdError
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -199,9 +199,8 @@ def memory_of(config: RunConfig, model: Architecture, data: Data, gpus: int, pro
     own, tokens = prompts / gpus, config.train.micro_batch_tokens
     together = min(own, config.rollout.batch_prompts or own)
     cache = together * config.rollout.n * (data.prompt + config.rollout.max_new_tokens) * model.kv_bytes
-    kept = model.layers * model.hidden * 2
-    inner = (16 * model.hidden + 6 * model.mlp) * 2
-    activations = tokens * (kept + inner if config.model.gradient_checkpointing else model.layers * inner)
+    decoder = Decoder(model.layers, model.hidden, model.mlp)
+    activations = activations_of(decoder, tokens, config.model.gradient_checkpointing)
     layer = 4 * model.body / model.layers if mode in ("zero3", "fsdp2") else 0.0
     return Memory(
         resident=resident.total - resident.optimizer + optimizer,

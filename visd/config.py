@@ -246,6 +246,7 @@ CHOICES: dict[str, tuple[str | bool, ...]] = {
     "checkpoint.export": ("final", "all", "never"),
     "stage": ("rl", "sft"),
     "train.shared_prefix": ("auto", True, False),
+    "train.rehearse": ("auto", "always", "never"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("sdpa", "eager", "flash_attention_2"),
     "prompt.over_budget": ("drop", "frames", "pixels"),

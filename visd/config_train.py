@@ -14,6 +14,7 @@ class TrainSection:
     shared_prefix: bool | str = (
         "auto"  # auto: update and teacher run a group's prompt once where the model's attention can, else once a rollout, and the log says which and why; true: once, or the run is refused; false: once a rollout
     )
+    rehearse: str = "auto"  # before the first step of a start, run the largest one that the limits admit, which changes nothing, to see whether memory suffices: auto (on a GPU), always, never
     threads: int = 0  # CPU threads of a process; 0 divides the cores among the local ranks
     deterministic: bool = True  # use deterministic kernels, so that resume is bit-exact
 

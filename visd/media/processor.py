@@ -87,6 +87,11 @@ class PromptProcessor:
         """Where this processor's frames are; None for a text-only model."""
         return self._frames
 
+    @property
+    def video_limits(self) -> VideoSection:
+        """`prompt.video` with sizes of frames that this model can take."""
+        return self.family.sizes(self.section.video)
+
     def render(self, messages: Sequence[Message], sizes: Sequence[MediumSize] = ()) -> str:
         """A chat as the model's template writes it, the assistant's turn opened, with placeholders for its media.
 
@@ -131,7 +136,7 @@ class PromptProcessor:
         if tokens > self.section.max_tokens:
             decoded, tokens = self._reduced(sample_id, messages, media, decoded, tokens)
             reduced = self.section.over_budget
-        prompt = self._tensors(sample_id, messages, media, decoded)
+        prompt = self.assemble(sample_id, messages, media, decoded)
         if len(prompt) != tokens:
             raise VisdError(
                 f"sample {sample_id!r}: its prompt was counted as {tokens} tokens and has {len(prompt)}; "
@@ -190,9 +195,14 @@ class PromptProcessor:
         target, frames = limit, list(decoded)
         while tokens > limit:
             try:
-                section = self.family.sizes(self.section.video)
                 settings = reduced_settings(
-                    rule, sizes, section, self.family, self._layout, partial(self.count_tokens, messages), target
+                    rule,
+                    sizes,
+                    self.video_limits,
+                    self.family,
+                    self._layout,
+                    partial(self.count_tokens, messages),
+                    target,
                 )
             except CannotFit as error:
                 raise DroppedSample(sample_id, "prompt_too_long", f"{said}, {error}.") from None
@@ -209,9 +219,10 @@ class PromptProcessor:
         except DecodeError as error:
             raise DroppedSample(sample_id, error.reason, f"{media.kind} {error}") from error
 
-    def _tensors(
+    def assemble(
         self, sample_id: str, messages: Sequence[Message], media: Sequence[Media], decoded: Sequence[Frames]
     ) -> Prompt:
+        """The prompt of a chat whose media are these frames, however long it is."""
         text = self.render(messages, _sizes(media, decoded))
         pairs = [
             pair for medium, frames in zip(media, decoded, strict=True) for pair in self._layout.media(medium, frames)

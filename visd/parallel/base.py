@@ -64,6 +64,10 @@ class Backend(ABC):
         """Clip, update at learning rate `lr`, clear gradients."""
 
     @abstractmethod
+    def forget_steps(self) -> None:
+        """Put the optimiser back to where it was before its first step; weights stay as they are."""
+
+    @abstractmethod
     @contextmanager
     def whole_weights(self) -> Iterator[nn.Module]:
         """Every rank holds the whole module and may run it without the others: generation, teacher, export.

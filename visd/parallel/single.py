@@ -54,6 +54,9 @@ class SingleProcess(Backend):
         optimizer.zero_grad(set_to_none=True)
         return StepResult(norm, skipped)
 
+    def forget_steps(self) -> None:
+        self._optimizer().state.clear()
+
     @contextmanager
     def whole_weights(self) -> Iterator[nn.Module]:
         with torch.no_grad(), self._autocast():

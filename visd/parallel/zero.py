@@ -73,6 +73,9 @@ class Zero(Distributed):
         engine.step()
         return StepResult(float(engine.get_global_grad_norm()), not engine.was_step_applied())
 
+    def forget_steps(self) -> None:
+        self._engine().optimizer.optimizer.state.clear()
+
     @contextmanager
     def whole_weights(self) -> Iterator[nn.Module]:
         with torch.no_grad():

@@ -53,3 +53,22 @@ def forecast_of(counts: Counts, mode: str, ranks: int, width: int, teacher: str 
         teacher=counts.trained * 4 * copies / weight_share + counts.external_bytes,
         tower=counts.tower_bytes,
     )
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Sizes of a language model that its activations depend on."""
+
+    layers: int
+    hidden: int
+    mlp: int  # inner width of what one token goes through, with experts of all that it is sent to
+
+
+def activations_of(decoder: Decoder, tokens: float, checkpointing: bool, width: int = 2) -> float:
+    """Bytes that a forward over `tokens` keeps for its backward.
+
+    With recomputation (`model.gradient_checkpointing`) each layer keeps its input, and one layer at a time all the rest.
+    """
+    kept = decoder.layers * decoder.hidden * width
+    inner = (16 * decoder.hidden + 6 * decoder.mlp) * width
+    return tokens * (kept + inner if checkpointing else decoder.layers * inner)

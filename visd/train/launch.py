@@ -13,6 +13,7 @@ from visd.config import RunConfig
 from visd.observe.tracker import Tracker
 from visd.train.check import check_run
 from visd.train.loop import train
+from visd.train.rehearse import due, rehearse
 from visd.train.run import Run, set_up
 from visd.train.sft import train_sft
 from visd.train.state import export_model, resume
@@ -24,6 +25,8 @@ def run_stage(config: RunConfig) -> int:
     try:
         if run.backend.is_main:
             print_parameters(run)
+        if due(config, run.backend.device):
+            run.rehearsal = rehearse(run)
         if config.check_only:
             return check_run(run)
         resume(run)
@@ -66,6 +69,7 @@ def summary(run: Run, wall_seconds: float) -> dict[str, Any]:
         "reduced": dict(run.reductions),
         "shared_prefix": run.policy.shares_prefixes,
         "unshared": run.unshared,
+        **({"rehearsal": dataclasses.asdict(run.rehearsal)} if run.rehearsal is not None else {}),
         **({"best": dataclasses.asdict(run.best)} if run.best is not None else {}),
         "processes": run.backend.world_size,
         "parallel": run.config.parallel.mode,

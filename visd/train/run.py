@@ -85,6 +85,21 @@ def _counts(reasons: Counter[str]) -> str:
     return ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
 
 
+@dataclass
+class Rehearsal:
+    """What `visd.train.rehearse` ran and what it took."""
+
+    sample_id: str
+    prompt: int  # tokens
+    tokens: int  # of the largest micro-batch
+    forecast: int  # bytes
+    peaks: dict[str, int] = field(default_factory=dict)  # bytes by phase, the most of any rank
+
+    @property
+    def peak(self) -> int:
+        return max(self.peaks.values())
+
+
 @dataclass(frozen=True)
 class Best:
     """The best evaluation so far."""
@@ -118,6 +133,7 @@ class Run:
     policy_version: int = 0  # optimiser steps that changed the weights
     questions: Sequence[Sample] = ()  # what validation.every asks, over all ranks
     best: Best | None = None  # with validation.every
+    rehearsal: Rehearsal | None = None  # of this start
     unshared: list[str] = field(default_factory=list)  # models that train.shared_prefix=auto cannot share in, and why
 
     def sampling_weights(self) -> AbstractContextManager[object]:
