@@ -163,7 +163,7 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
 
 
 def test_ids_are_unique(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"m\.jsonl:3: sample 's1'.*already used in line 2"):
+    with pytest.raises(ManifestError, match=r"m\.jsonl:3: sample 's1'.*already used in row 2"):
         load_manifest(write(tmp_path, changed("id", "s0"), RECORD, RECORD), tmp_path)
 
 
