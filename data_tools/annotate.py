@@ -43,7 +43,7 @@ from visd.data.prompts import instruction
 from visd.judge.client import Outcome, Retry
 from visd.judge.limits import RateLimiter, estimated_tokens
 from visd.judge.prompt import pictures_of
-from visd.judge.server import Address, Server
+from visd.judge.server import Address, Server, proxy_of
 from visd.media.cache import FrameCache
 from visd.media.errors import DecodeError
 from visd.seeding import derive_seed
@@ -168,6 +168,7 @@ class Means:
                 Address(
                     base_url=chosen.base_url,
                     key=key,
+                    proxy=proxy_of(chosen.base_url),
                     concurrency=chosen.concurrency,
                     retry=Retry(chosen.timeout, chosen.retries, chosen.backoff),
                     limiter=RateLimiter(chosen.requests_per_minute, 0),

@@ -107,14 +107,14 @@ def groups(rollouts: int, name: str) -> list[RolloutGroup]:
     return found
 
 
-def throughput(asked: OpenAIJudge, judgements: int, run: int) -> float:
-    """Seconds for so many judgements at once."""
+def throughput(asked: OpenAIJudge, judgements: int, run: int) -> tuple[float, float]:
+    """Seconds for so many judgements at once, and seconds of a processor that all threads of this process took."""
     work = groups(judgements, f"run{run}-")
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     reports = asked.judge(work)
-    seconds = time.perf_counter() - began
+    seconds, used = time.perf_counter() - began, time.process_time() - used
     assert all(report.status == "ok" for of in reports for report in of)
-    return seconds
+    return seconds, used
 
 
 def exposed(asked: OpenAIJudge, batches: int, busy: float, early: bool, run: int) -> float:
@@ -140,12 +140,18 @@ def main() -> None:
     args = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        table = Table("at once", f"{args.judgements} judgements, s", "bound, s", "ratio")
+        table = Table("at once", f"{args.judgements} judgements, s", "bound, s", "ratio", "processor, ms each")
         for concurrency in (4, 8, 16, 32):
             with judge(args.latency, concurrency, folder) as asked:
-                best = min(throughput(asked, args.judgements, run) for run in range(3))
+                best, used = min(throughput(asked, args.judgements, run) for run in range(3))
             bound = args.judgements / concurrency * args.latency
-            table.add_row(str(concurrency), f"{best:.3f}", f"{bound:.3f}", f"{best / bound:.2f}")
+            table.add_row(
+                str(concurrency),
+                f"{best:.3f}",
+                f"{bound:.3f}",
+                f"{best / bound:.2f}",
+                f"{used / args.judgements * 1e3:.2f}",
+            )
         console.print(table)
         table = Table("batches a step", "exposed, asked at the end, s", "exposed, asked as batches end, s", "ratio")
         with judge(0.2, 16, folder) as asked:

@@ -62,7 +62,7 @@ def test_a_dead_server_stops_the_run(small_world: Path, tiny_qwen2_5_vl: Path, t
     with JudgeServer() as server:
         pass
     settings = judged_by(server, "judge.max_failure_rate=0.5", "judge.window=4", "judge.retries=0")
-    with pytest.raises(VisdError, match=r"the judge failed .*timeout: 4.*ConnectError"):
+    with pytest.raises(VisdError, match=r"the judge failed .*timeout: 4.*ClientConnectorError"):
         run_stage(small_config(small_world, tiny_qwen2_5_vl, tmp_path, "data.train=[text_train.jsonl]", *settings))
 
 

@@ -13,7 +13,7 @@ from tests.judge_attacks import ATTACKS, INERT
 from tests.judge_server import GOOD
 from tests.unit.reward_data import claim, proof, response, rollout, sample
 from visd.judge import feedback as say
-from visd.judge.prompt import Inquiry, inquiry
+from visd.judge.prompt import Inquiry, case_of, inquiry
 from visd.judge.rule import RuleJudge
 from visd.judge.schema import read_answer
 from visd.types import Answer, JudgeReport, Sample
@@ -28,7 +28,7 @@ def report(of: Sample, text: str) -> JudgeReport:
 
 
 def asked(text: str, of: Sample | None = None) -> Inquiry:
-    return inquiry(of or sample(RIGHT, proof()), rollout(text), "evidence", 12000)
+    return inquiry(case_of(of or sample(RIGHT, proof()), "evidence"), rollout(text), 12000)
 
 
 def test_there_are_enough_attacks() -> None:

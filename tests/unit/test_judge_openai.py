@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,49 +14,18 @@ import numpy as np
 import pytest
 
 from tests.judge_server import GOOD, JudgeServer, Reply, Script, completion
+from tests.unit.judge_data import OF, Make, no_frames, opened_judges, replies, statuses, texts
 from tests.unit.reward_data import claim, group, proof, response, sample
+from visd.config import ConfigError
 from visd.judge.base import JudgeServices
 from visd.judge.openai import OpenAIJudge
 from visd.media.errors import DecodeError
-from visd.types import Answer, Frames, JudgeReport, Media, Rewards, RolloutGroup, VisdError
-
-OF = sample(Answer("word", "right"))
-FAST: dict[str, Any] = {"model": "judge-1", "backoff": 0.01, "timeout": 2.0, "max_failure_rate": 1.0}
-Make = Callable[..., OpenAIJudge]
+from visd.types import Answer, Frames, JudgeReport, Media, Rewards, VisdError
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    """Builds opened judges and closes them."""
-    made = []
-
-    def judge(server: JudgeServer | None, frames: Callable[[Media], Frames] | None = None, **settings: Any) -> Any:
-        url = {"base_url": server.url} if server else {}
-        found = OpenAIJudge(**{**FAST, **url, **settings})
-        found.open(JudgeServices(tmp_path / "judge", frames or no_frames))
-        made.append(found)
-        return found
-
-    yield judge
-    for each in made:
-        each.close()
-
-
-def no_frames(media: Media) -> Frames:
-    raise AssertionError("a judge that sees the evidence asked for frames")
-
-
-def texts(count: int) -> RolloutGroup:
-    return group(OF, *(response(f"number {i} so right", "right") for i in range(count)))
-
-
-def statuses(reports: list[tuple[JudgeReport, ...]]) -> list[str]:
-    return [report.status for of in reports for report in of]
-
-
-def replies(*script: Reply) -> Script:
-    """The given replies, then the last one for ever."""
-    return lambda number, body: script[min(number, len(script) - 1)]
+    yield from opened_judges(tmp_path)
 
 
 def shown(body: dict[str, Any]) -> str:
@@ -177,6 +146,26 @@ def test_a_server_that_is_not_there_is_a_timeout(make: Make) -> None:
     assert statuses(make(server, retries=1).judge([texts(2)])) == ["timeout"] * 2
 
 
+def test_a_proxy_of_the_environment_is_used(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And what ~/.netrc holds for the server is not sent."""
+    (tmp_path / "netrc").write_text("default login someone password secret-1\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    with JudgeServer() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        assert statuses(make(None, base_url="http://judge.invalid:81/v1", cache="off").judge([texts(1)])) == ["ok"]
+        monkeypatch.setenv("no_proxy", "judge.invalid")
+        assert statuses(
+            make(None, base_url="http://judge.invalid:82/v1", retries=0, cache="off").judge([texts(1)])
+        ) == ["timeout"]
+    (headers,) = proxy.headers
+    assert headers["host"] == "judge.invalid:81" and "authorization" not in headers
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"judge\.base_url.*HTTP_PROXY"):
+        make(None)
+
+
 def test_replies_out_of_order_reach_their_rollouts(make: Make) -> None:
     """Each answer carries the number of its rollout, and the first to be asked is the last to be answered."""
 
@@ -258,49 +247,6 @@ def test_ranks_share_limits_and_budget(tmp_path: Path) -> None:
     judge.open(JudgeServices(tmp_path, no_frames, rank=1, ranks=4))
     assert judge._address.concurrency == 4
     assert (judge._budget.calls, judge._budget.usd) == (3, 1.0)
-
-
-# ----------------------------------------------------------------------------------------- cache and resume
-
-
-def test_answers_are_replayed_without_the_server(make: Make) -> None:
-    with JudgeServer(lambda number, body: Reply(completion({**GOOD, "answer": number / 8}))) as server:
-        first = make(server, concurrency=1)
-        told, counted = first.judge([texts(4)]), first.take_counts()
-    again = make(None, cache="read_only")
-    assert again.judge([texts(4)]) == told
-    assert again.take_counts() == {**counted, "replayed": 4}
-    assert again.state_dict() == first.state_dict()
-    missing = make(None, cache="read_only").judge([texts(5)])
-    assert statuses(missing) == ["ok"] * 4 + ["skipped"]
-
-
-def test_what_failed_on_the_way_is_asked_again_but_replayed_as_it_was(make: Make) -> None:
-    with JudgeServer(replies(Reply(status=500), Reply())) as server:
-        assert statuses(make(server, retries=0).judge([texts(1)])) == ["timeout"]
-        assert statuses(make(None, cache="read_only").judge([texts(1)])) == ["timeout"]
-        assert statuses(make(server, retries=0).judge([texts(1)])) == ["ok"]
-    assert statuses(make(None, cache="read_only").judge([texts(1)])) == ["ok"]
-
-
-def test_without_a_cache_everything_is_asked(make: Make, tmp_path: Path) -> None:
-    with JudgeServer() as server:
-        for _ in range(2):
-            make(server, cache="off").judge([texts(1)])
-    assert len(server.requests) == 2 and not list(tmp_path.rglob("*.sqlite"))
-
-
-def test_the_answers_may_lie_elsewhere(make: Make, tmp_path: Path) -> None:
-    with JudgeServer() as server:
-        make(server, cache_dir=str(tmp_path / "shared")).judge([texts(1)])
-    assert [path.name for path in (tmp_path / "shared").glob("*.sqlite")] == ["answers-00000.sqlite"]
-
-
-def test_a_damaged_file_of_answers_is_named(make: Make, tmp_path: Path) -> None:
-    (tmp_path / "judge").mkdir()
-    (tmp_path / "judge" / "answers-00000.sqlite").write_bytes(b"no database" * 100)
-    with pytest.raises(VisdError, match=r"answers-00000\.sqlite"):
-        make(None).judge([texts(1)])
 
 
 # ------------------------------------------------------------------------------------------- stop thresholds

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.judge_server import GOOD
 from tests.unit.reward_data import IMAGE, RED, VIDEO, claim, proof, response, rollout, sample
-from visd.judge.prompt import CUT, inquiry, neutralised, shortened
+from visd.judge.prompt import CUT, case_of, inquiry, neutralised, shortened
 from visd.judge.rubrics import TASKS, read, rubric_for, task_of
 from visd.judge.schema import quotes, read_answer, response_schema, sentences
 from visd.types import DIMENSIONS, Answer, Evidence, JudgeReport, Sample, Span
@@ -87,7 +87,7 @@ def test_a_rubric_says_what_the_judge_sees(sees: str) -> None:
 
 def test_facts_are_told_as_json() -> None:
     of = sample(Answer("letter", "B", ("left", "right")), proof(), media=VIDEO)
-    message = inquiry(of, rollout(TEXT), "evidence", 12000).messages[1]["content"]
+    message = inquiry(case_of(of, "evidence"), rollout(TEXT), 12000).messages[1]["content"]
     told = json.loads(message.split("Facts (JSON):\n")[1].split("\n\n<<<")[0])
     assert told["question"] == "<video>What?".replace("<", "‹")
     assert (told["verified_answer"], told["options"]) == ("B", {"A": "left", "B": "right"})
@@ -96,7 +96,7 @@ def test_facts_are_told_as_json() -> None:
 
 
 def test_a_cut_response_is_called_so() -> None:
-    cut, whole = (inquiry(WORD, rollout(TEXT, stop), "evidence", 12000) for stop in ("length", "eos"))
+    cut, whole = (inquiry(case_of(WORD, "evidence"), rollout(TEXT, stop), 12000) for stop in ("length", "eos"))
     assert "It was cut off there" in cut.messages[1]["content"]
     assert "It was cut off there" not in whole.messages[1]["content"]
 
@@ -196,7 +196,7 @@ def test_spans_may_be_left_out_and_are_located_exactly_or_dropped() -> None:
 
 def test_a_quotation_of_a_defused_text_lies_where_it_was() -> None:
     text = "<|im_end|> a cut " + "x" * 300 + " <<<the end"
-    shown = inquiry(WORD, rollout(text), "evidence", 100).shown
+    shown = inquiry(case_of(WORD, "evidence"), rollout(text), 100).shown
     assert "left out here" in shown.text
     spans = [{"quote": "‹‹‹the end", "dimension": "logic", "verdict": "wrong"}]
     found = read_answer(json.dumps({**GOOD, "spans": spans}), RUBRIC, shown.whole).report

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
-
-import httpx
+from typing import Any, Literal, Protocol
 
 from visd.judge.limits import RateLimiter
 
@@ -54,6 +51,29 @@ class Retry:
         return min(max(self.backoff * 2 ** (attempt - 1) * jitter, asked or 0.0), MAX_WAIT)
 
 
+class Lost(Exception):
+    """A connection that could not be made, or broke off."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server said."""
+
+    code: int
+    headers: Mapping[str, str]  # names in any case
+    data: bytes  # as it was sent, not decompressed
+    whole: bool  # False: there is more, which was not read
+
+
+class Transport(Protocol):
+    """Sends requests to one address. It limits neither their time nor how many there are."""
+
+    async def post(self, body: bytes, most: int) -> Reply:
+        """The reply to a body, of which not much more than `most` bytes are read. Raises Lost."""
+
+    async def close(self) -> None: ...
+
+
 @dataclass
 class _Failed(Exception):
     """A try without an answer."""
@@ -73,30 +93,18 @@ class ChatClient:
         may_retry: asked before each further try, so that a budget can refuse it.
     """
 
-    url: str  # of chat/completions
-    headers: Mapping[str, str]
+    transport: Transport
     concurrency: int
     retry: Retry
     limiter: RateLimiter
     may_retry: Callable[[], bool] = lambda: True
     secret: str = ""  # never to appear in a note
-    _lines: asyncio.LifoQueue[httpx.AsyncClient] = field(init=False)
 
     def __post_init__(self) -> None:
-        # One client with one connection for each request under way: whoever holds one may ask. A pool that shares its
-        # connections looks through all of them at each request, which takes longer than the request itself.
-        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
-        # Plain HTTP needs no certificates, and redirects are not followed; loading them takes a tenth of a second.
-        tls: Any = httpx.create_ssl_context() if self.url.startswith("https:") else False
-        self._lines = asyncio.LifoQueue()
-        for _ in range(self.concurrency):
-            # One clock for the whole try stands in for httpx's own: theirs start again with every byte that arrives.
-            line = httpx.AsyncClient(limits=limits, timeout=None, headers={**self.headers}, verify=tls)
-            self._lines.put_nowait(line)
+        self._slots = asyncio.Semaphore(self.concurrency)
 
     async def close(self) -> None:
-        while not self._lines.empty():
-            await self._lines.get_nowait().aclose()
+        await self.transport.close()
 
     async def ask(self, body: bytes, key: str, tokens: int) -> Outcome:
         """The outcome of a request. Never raises for what a server or a network can do.
@@ -108,9 +116,9 @@ class ChatClient:
         attempt = 1
         while True:
             try:
-                async with self._line() as line:
+                async with self._slots:
                     await self.limiter.acquire(tokens)
-                    reply = await self._try(line, body)
+                    reply = await self._try(body)
                 return replace(reply, attempts=attempt)
             except _Failed as failed:
                 note = failed.note.replace(self.secret, "***") if self.secret else failed.note
@@ -120,49 +128,30 @@ class ChatClient:
                 await asyncio.sleep(self.retry.wait(attempt, key, failed.retry_after))
             attempt += 1
 
-    @asynccontextmanager
-    async def _line(self) -> AsyncIterator[httpx.AsyncClient]:
-        line = await self._lines.get()
+    async def _try(self, body: bytes) -> Outcome:
         try:
-            yield line
-        finally:
-            self._lines.put_nowait(line)
-
-    async def _try(self, line: httpx.AsyncClient, body: bytes) -> Outcome:
-        try:
-            async with (
-                asyncio.timeout(self.retry.timeout),
-                line.stream("POST", self.url, content=body) as response,
-            ):
-                data = await _read(response)
-                _check_status(response, data)
+            async with asyncio.timeout(self.retry.timeout):
+                reply = await self.transport.post(body, MAX_BYTES)
         except TimeoutError:
             raise _Failed("timeout", f"no answer within {self.retry.timeout:g} s") from None
-        except (httpx.HTTPError, httpx.StreamError) as error:
-            raise _Failed("timeout", f"{type(error).__name__}: {error}") from None
-        return read_completion(data)
+        except Lost as lost:
+            raise _Failed("timeout", str(lost)) from None
+        _check(reply)
+        return read_completion(reply.data)
 
 
-async def _read(response: httpx.Response) -> bytes:
-    """The body, as it was asked for: not compressed, and not beyond `MAX_BYTES`."""
-    encoding = response.headers.get("content-encoding", "identity").lower()
+def _check(reply: Reply) -> None:
+    """Raises _Failed unless it is a whole answer, sent as it was asked for."""
+    encoding = reply.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise _Failed("parse_failure", f"the answer is {encoding}-encoded, which was not asked for")
-    data = bytearray()
-    async for chunk in response.aiter_raw():
-        data += chunk
-        if len(data) > MAX_BYTES:
-            raise _Failed("parse_failure", f"the answer has more than {MAX_BYTES} bytes")
-    return bytes(data)
-
-
-def _check_status(response: httpx.Response, data: bytes) -> None:
-    code = response.status_code
-    if code == 200:
+    if not reply.whole:
+        raise _Failed("parse_failure", f"the answer has more than {MAX_BYTES} bytes")
+    if reply.code == 200:
         return
-    note = f"HTTP {code}: {' '.join(data[:NOTE_CHARS].decode('utf-8', 'replace').split())}"
-    if code in (408, 409, 425, 429) or code >= 500:
-        raise _Failed("timeout", note, retry_after=retry_after(response.headers.get("retry-after")))
+    note = f"HTTP {reply.code}: {' '.join(reply.data[:NOTE_CHARS].decode('utf-8', 'replace').split())}"
+    if reply.code in (408, 409, 425, 429) or reply.code >= 500:
+        raise _Failed("timeout", note, retry_after=retry_after(reply.headers.get("retry-after")))
     raise _Failed("refused", note, again=False)
 
 

@@ -21,9 +21,9 @@ from visd.config import ConfigError
 from visd.judge.base import Judge, JudgeServices
 from visd.judge.client import Outcome, Retry
 from visd.judge.limits import RateLimiter, Spent, estimated_tokens
-from visd.judge.prompt import Inquiry, Part, inquiry, pictures_of
+from visd.judge.prompt import Case, Inquiry, case_of, inquiry, pictures_of
 from visd.judge.schema import Read, read_answer, response_schema
-from visd.judge.server import Address, Server, done
+from visd.judge.server import Address, Server, done, proxy_of
 from visd.judge.settings import ModelJudgeSettings
 from visd.judge.watch import Watch
 from visd.media.errors import DecodeError
@@ -77,14 +77,15 @@ class OpenAIJudge(ModelJudgeSettings, Judge):
             retry=Retry(self.timeout, self.retries, self.backoff),
             limiter=RateLimiter(self.requests_per_minute / services.ranks, self.tokens_per_minute / services.ranks),
             may_retry=self._budget.admit_retry,
+            proxy=proxy_of(self.base_url),
             cache=self.cache,
             cache_file=folder / f"answers-{services.rank:05d}.sqlite",
         )
 
     def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
 
     # ------------------------------------------------------------------------------------- judgements
 
@@ -100,6 +101,8 @@ class OpenAIJudge(ModelJudgeSettings, Judge):
         self.submit(groups)
         reads = {key: self._finish(pending) for key, pending in self._pending.items()}
         self._pending.clear()
+        if self._server is not None:
+            self._server.flush()  # a checkpoint that follows may rely on it
         reports = [tuple(reads[_key(g.sample, rollout)].report for rollout in g.rollouts) for g in groups]
         self._tell(reads)
         judged = [
@@ -120,10 +123,11 @@ class OpenAIJudge(ModelJudgeSettings, Judge):
             pictures = pictures_of([self._services.frames(media) for media in seen], self.max_frames)
         except DecodeError as error:
             return dict.fromkeys(rollouts, Pending(done(Outcome("skipped", note=str(error), attempts=0))))
-        return {key: self._send(server, sample, rollout, pictures) for key, rollout in rollouts.items()}
+        case = case_of(sample, self.sees, pictures)
+        return {key: self._send(server, case, rollout) for key, rollout in rollouts.items()}
 
-    def _send(self, server: Server, sample: Sample, rollout: Rollout, pictures: Sequence[Part]) -> Pending:
-        asked = inquiry(sample, rollout, self.sees, self.max_chars, pictures)
+    def _send(self, server: Server, case: Case, rollout: Rollout) -> Pending:
+        asked = inquiry(case, rollout, self.max_chars)
         estimate = Spent(1, estimated_tokens(asked.text_bytes, asked.images), self.max_tokens)
         if not self._budget.admit(estimate):
             return Pending(done(Outcome("over_budget", note="the budget is spent", attempts=0)))

@@ -27,10 +27,11 @@ JPEG_QUALITY = 85
 
 _ANGLES = {"<": "‹", "＜": "‹", "﹤": "‹", ">": "›", "＞": "›", "﹥": "›", "[": "⟦", "|": "¦", "｜": "¦"}
 _ESCAPED = re.compile(
+    r"(?=[<＜﹤>＞﹥|｜\[])(?:"  # what each of them begins with, or five would be tried at every character
     r"[<＜﹤]{2,}|[>＞﹥]{2,}"  # markers, and <<SYS>>
     r"|[<＜][|｜]|[|｜][>＞]"  # <|im_start|> and its like
     r"|</?(?=s>|bos>|eos>|pad>|unk>|(?:start|end)_of_turn>|image>|video>|(?:tool|function)_(?:call|response)s?>)"
-    r"|\[(?=/?(?:INST|SYS|IMG|VIDEO|TOOL_CALLS|TOOL_RESULTS|AVAILABLE_TOOLS)\])",
+    r"|\[(?=/?(?:INST|SYS|IMG|VIDEO|TOOL_CALLS|TOOL_RESULTS|AVAILABLE_TOOLS)\]))",
     re.IGNORECASE,
 )
 """What a chat template or a tokenizer might read as more than text, and what looks like a marker."""
@@ -65,27 +66,45 @@ class Inquiry:
     images: int
 
 
-def inquiry(sample: Sample, rollout: Rollout, sees: str, max_chars: int, pictures: Sequence[Part] = ()) -> Inquiry:
-    """The messages for one rollout; equal rollouts of a sample give equal messages.
+@dataclass(frozen=True)
+class Case:
+    """What is the same in the inquiries about all rollouts of a sample."""
+
+    sample_id: str
+    rubric: Rubric
+    facts: str
+    pictures: Sequence[Part]
+
+
+def case_of(sample: Sample, sees: str, pictures: Sequence[Part] = ()) -> Case:
+    """What a judge is told besides the response.
 
     Args:
         sees: evidence, frames or both. The verified answer is always told.
-        max_chars: a longer response is cut in its middle.
         pictures: what `pictures_of` gives, for `frames` and `both`.
     """
-    rubric = rubric_for(sample, sees)
-    shown = show(rollout.text, sample.id, max_chars)
+    known = json.dumps(facts(sample, evidence=sees != "frames"), ensure_ascii=False, indent=1)
+    return Case(sample.id, rubric_for(sample, sees), f"Facts (JSON):\n{known}", pictures)
+
+
+def inquiry(case: Case, rollout: Rollout, max_chars: int) -> Inquiry:
+    """The messages for one rollout; equal rollouts of a sample give equal messages.
+
+    Args:
+        max_chars: a longer response is cut in its middle.
+    """
+    shown = show(rollout.text, case.sample_id, max_chars)
     text = "\n\n".join(
         [
-            f"Facts (JSON):\n{json.dumps(facts(sample, evidence=sees != 'frames'), ensure_ascii=False, indent=1)}",
+            case.facts,
             _delimited(shown, rollout.stop_reason),
             "Assess the response between the markers. Answer with the JSON object alone.",
         ]
     )
-    content: Any = [*pictures, {"type": "text", "text": text}] if pictures else text
-    messages = [{"role": "system", "content": rubric.text}, {"role": "user", "content": content}]
-    size = sum(len(part.encode("utf-8")) for part in (rubric.text, text))
-    return Inquiry(messages, rubric, shown, size, len(pictures) // 2)
+    content: Any = [*case.pictures, {"type": "text", "text": text}] if case.pictures else text
+    messages = [{"role": "system", "content": case.rubric.text}, {"role": "user", "content": content}]
+    size = sum(len(part.encode("utf-8")) for part in (case.rubric.text, text))
+    return Inquiry(messages, case.rubric, shown, size, len(case.pictures) // 2)
 
 
 def show(text: str, sample_id: str, max_chars: int) -> Shown:

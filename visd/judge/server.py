@@ -7,8 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from visd.judge.cache import AnswerCache
+from visd.config import ConfigError
+from visd.judge.cache import AnswerCache, CacheWriter
 from visd.judge.client import ChatClient, Outcome, Retry
 from visd.judge.limits import RateLimiter
 from visd.judge.worker import LoopThread
@@ -24,6 +27,7 @@ class Address:
     retry: Retry
     limiter: RateLimiter
     may_retry: Callable[[], bool]
+    proxy: str | None
     cache: str  # read_write, read_only, off
     cache_file: Path
 
@@ -35,6 +39,7 @@ class Server:
         """Raises VisdError where the file of answers cannot be used."""
         self._read_only = address.cache == "read_only"
         self._cache = None if address.cache == "off" else AnswerCache(address.cache_file, self._read_only)
+        self._writer = CacheWriter(self._cache) if self._cache else None
         self._worker = LoopThread("judge")
         self._client = self._worker.start(_client(address)).result()
 
@@ -54,15 +59,27 @@ class Server:
 
     async def _ask(self, body: bytes, key: str, tokens: int) -> Outcome:
         outcome = await self._client.ask(body, key, tokens)
-        if self._cache is not None:
-            self._cache.put(key, outcome)  # some 50 us; handing it to another thread would take longer
+        if self._writer is not None:
+            self._writer.put(key, outcome)
         return outcome
 
+    def flush(self) -> None:
+        """Returns when all outcomes that are known are on disk. Raises VisdError where they cannot be written."""
+        if self._writer is not None:
+            self._worker.start(self._writer.flush()).result()
+
     def close(self) -> None:
-        """Give up what is under way."""
-        self._worker.close(self._client.close())
-        if self._cache is not None:
-            self._cache.close()
+        """Give up what is under way; what was answered is written. Raises VisdError where it cannot be."""
+        try:
+            self._worker.close(self._end())
+        finally:
+            if self._cache is not None:
+                self._cache.close()
+
+    async def _end(self) -> None:
+        await self._client.close()
+        if self._writer is not None:
+            await self._writer.flush()
 
 
 def done(outcome: Outcome) -> Future[Outcome]:
@@ -72,11 +89,31 @@ def done(outcome: Outcome) -> Future[Outcome]:
     return future
 
 
+def proxy_of(url: str) -> str | None:
+    """The proxy that HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in capitals or not, name for a URL.
+
+    aiohttp would look there as well, but send what ~/.netrc holds with it.
+
+    Raises:
+        ConfigError: it is no HTTP proxy.
+    """
+    parts, named = urlsplit(url), getproxies()
+    proxy = None if proxy_bypass(parts.netloc) else named.get(parts.scheme) or named.get("all")
+    if proxy and urlsplit(proxy).scheme not in ("http", "https"):
+        raise ConfigError(
+            f"judge.base_url: is asked through the proxy that {parts.scheme.upper()}_PROXY or ALL_PROXY names, which must be an http:// or https:// one."
+        )
+    return proxy
+
+
 async def _client(address: Address) -> ChatClient:
+    # Not above: it takes a quarter of a second, and a run that is only checked asks nothing.
+    from visd.judge.transport import HttpTransport
+
     headers = {"content-type": "application/json", "accept-encoding": "identity"}
+    headers |= {"authorization": f"Bearer {address.key}"} if address.key else {}
     return ChatClient(
-        url=address.base_url.rstrip("/") + "/chat/completions",
-        headers=headers | ({"authorization": f"Bearer {address.key}"} if address.key else {}),
+        transport=HttpTransport(address.base_url.rstrip("/") + "/chat/completions", headers, address.proxy),
         concurrency=address.concurrency,
         retry=address.retry,
         limiter=address.limiter,
