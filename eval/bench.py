@@ -28,6 +28,8 @@ from eval.asking import Builder, replies
 from eval.bench_report import write_reports
 from eval.bench_results import Answered, Record, record_from, summarise, to_line
 from eval.benchmarks.base import Benchmark, Item, Protocol, Seen
+from eval.benchmarks.files import located
+from eval.hub import fetch, provenance
 from eval.metrics import majority
 from eval.model import ModelSettings, check_engine, open_engine
 from eval.shards import own_shard, shard_file, share, stand_alone
@@ -50,6 +52,8 @@ class BenchConfig(ModelSettings):
 
     benchmark: str = "???"  # name of a file of eval/benchmarks
     root: str = "???"  # local copy of the benchmark, in its published layout
+    hub: str = ""  # fetch what root lacks from the Hugging Face hub: auto (the benchmark's own data set) or a data set
+    revision: str = ""  # commit, tag or branch of hub; empty: the commit that root holds, else the newest, which stays
     out: str = "???"  # folder for the results
     protocol: str = "official"  # official, video_r1_16 or open_o3
     samples: int = 1  # answers a question; above 1 they are sampled
@@ -84,6 +88,8 @@ def parse(arguments: list[str]) -> BenchConfig:
         raise ConfigError(f"box_unit: {config.box_unit!r} is not one of {', '.join(BOX_UNITS)}.")
     if config.samples < 1:
         raise ConfigError("samples: must be at least 1.")
+    if config.revision and not config.hub:
+        raise ConfigError("revision: is of hub; give hub=auto, or the name of a data set.")
     check_engine(config)
     if config.shard != "auto":
         share(config.shard)
@@ -96,13 +102,28 @@ def load_items(benchmark: Benchmark, root: Path, limit: int = 0) -> list[Item]:
     Raises:
         VisdError: a file is missing or malformed, or an id stands twice.
     """
-    items = benchmark.read(root)
+    if not root.is_dir():
+        raise VisdError(
+            f"root: {root} is no folder; give the one of the benchmark's copy, or hub=auto to fetch it there."
+        )
+    items = located(benchmark.read(root), root, benchmark.unique_names)
     seen: set[str] = set()
     for item in items:
         if item.id in seen:
             raise VisdError(f"{benchmark.name}: question {item.id!r} stands twice below {root}; remove one file.")
         seen.add(item.id)
     return items[:limit] if limit else items
+
+
+def warn_of_missing(items: Sequence[Item], root: Path) -> None:
+    """Say how many questions will be dropped, and count as wrong, because their files are not there."""
+    missing = [m.path for item in items for m in item.media if not (root / m.path).is_file()]
+    if missing:
+        print(
+            f"warning: files of {len(missing)} of {len(items)} questions are not below {root}, as {missing[0]}; "
+            "these questions count as wrong.",
+            file=sys.stderr,
+        )
 
 
 def decoding(config: BenchConfig, protocol: Protocol) -> Sampling:
@@ -206,7 +227,18 @@ def plain(value: Any) -> Any:
 
 def fingerprint(config: BenchConfig, hash_of_prompts: str) -> str:
     """Changes with everything that may change an answer or its score."""
-    names = ("out", "shard", "threads", "batch_prompts", "frames", "limit", "memory_share", "cache_gb")
+    names = (
+        "out",
+        "shard",
+        "threads",
+        "batch_prompts",
+        "frames",
+        "limit",
+        "memory_share",
+        "cache_gb",
+        "hub",
+        "revision",
+    )
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in names}
     weights = sorted(Path(config.model).glob("*.safetensors"))
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
@@ -239,7 +271,10 @@ def run(config: BenchConfig) -> None:
         stand_alone(os.environ)
     benchmark = benchmarks.load(config.benchmark)
     protocol, out, root = benchmark.protocols[config.protocol], Path(config.out), Path(config.root)
+    if config.hub:
+        fetch(benchmark, root, config.hub, config.revision)
     items = load_items(benchmark, root, config.limit)
+    warn_of_missing(items, root)
     section, hashed = prompt_section(config, protocol), prompt_hash(items, protocol)
     records = finished(out, config.shard, fingerprint(config, hashed))
     index, count = share(config.shard)
@@ -305,6 +340,7 @@ def write_results(
             "prompt": dataclasses.asdict(section),
         },
         "prompt_hash": hashed,
+        "hub": provenance(Path(config.root)),  # commits by data set; null where data was put there by hand
         "notes": list(benchmark.notes),
         "versions": versions(),
         "settings": dataclasses.asdict(config),

@@ -43,6 +43,10 @@ def tables_of(document: Mapping[str, Any]) -> list[Table]:
         ("video", video),
         ("decoding", ", ".join(f"{name} {value}" for name, value in protocol["decoding"].items())),
         ("prompt hash", document["prompt_hash"]),
+        (
+            "data",
+            ", ".join(f"{name} at {commit}" for name, commit in (document.get("hub") or {}).items()) or "local copy",
+        ),
         ("versions", ", ".join(f"{name} {value}" for name, value in document["versions"].items())),
     ]
     return [*tables, ("Protocol", ("", ""), facts)]

@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     formats = "\n".join(f"  {name:13} {format.about}" for name, format in FORMATS.items())
     parser = tool_parser("convert", f"{__doc__}\nformats:\n{formats}")
     parser.add_argument(
-        "input", type=Path, help="file to read: .json, .jsonl, .parquet, .csv, .txt or a folder of `datasets`"
+        "input", type=Path, help="file to read: .json, .jsonl, .parquet, .csv, .tsv, .txt or a folder of `datasets`"
     )
     parser.add_argument("out", type=Path, help="file to write")
     parser.add_argument("--from", dest="source_format", choices=FORMATS, required=True, help="format of the input")

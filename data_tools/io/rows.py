@@ -1,6 +1,6 @@
 """Rows of data files, a chunk at a time: memory does not grow with the file.
 
-Read are JSON Lines, one JSON list, CSV with a header, lines of text, Parquet, and folders of Hugging Face `datasets`.
+Read are JSON Lines, one JSON list, CSV and TSV with a header, lines of text, Parquet, and folders of Hugging Face `datasets`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
+    ".tsv": "tsv",
     ".txt": "lines",
     ".parquet": "parquet",
 }
@@ -85,7 +86,7 @@ def read_chunks(path: Path, size: int) -> Iterator[Chunk]:
         raise ManifestError(f"{path}: unknown kind of file; known are {', '.join(SUFFIXES)}")
     if kind == "json" and _first_byte(path) != b"[":
         kind = "jsonl"  # many .json files hold one object a line
-    readers = {"json": _json_list, "jsonl": _json_lines, "csv": _csv, "lines": _lines, "parquet": _parquet}
+    readers = {"json": _json_list, "jsonl": _json_lines, "csv": _csv, "tsv": _tsv, "lines": _lines, "parquet": _parquet}
     return readers[kind](path, size)
 
 
@@ -236,8 +237,15 @@ class _ListReader:
         return bool(block)
 
 
-def _csv(path: Path, size: int) -> Iterator[Chunk]:
-    return _texts(path, size, lambda file: iter(csv.DictReader(file, strict=True, restkey="", restval=None)))
+def _csv(path: Path, size: int, delimiter: str = ",") -> Iterator[Chunk]:
+    def rows(file: Any) -> Any:
+        return csv.DictReader(file, strict=True, restkey="", restval=None, delimiter=delimiter)
+
+    return _texts(path, size, rows)
+
+
+def _tsv(path: Path, size: int) -> Iterator[Chunk]:
+    return _csv(path, size, "\t")
 
 
 def _lines(path: Path, size: int) -> Iterator[Chunk]:

@@ -96,6 +96,9 @@ class Benchmark:
     combine: Mapping[str, tuple[Callable[..., float], tuple[str, ...]]] = field(default_factory=dict)
     """Further numbers: a function of other reported means, by their names."""
     notes: tuple[str, ...] = ()  # what differs from the published evaluation
+    on_hub: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Data sets of the Hugging Face hub, and the files of each that are fetched. Empty: it is published elsewhere."""
+    unique_names: bool = False  # a video's file name tells which video it is, whatever folder it was unpacked into
 
 
 def media_path(*parts: str, start: float | None = None, end: float | None = None) -> tuple[Media, ...]:

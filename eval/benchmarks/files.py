@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_tools.io.rows import load_json
 from data_tools.io.rows import read_rows as rows_of
+from eval.benchmarks.base import Item
 from visd.data.fields import ManifestError
 from visd.types import VisdError
 
@@ -33,10 +35,10 @@ class Source:
         wanted = " or ".join(names)
         raise VisdError(f"root: {self.root} holds no {wanted}. Download {self.hub} and put it there: {self.needs}")
 
-    def paths(self, pattern: str) -> list[Path]:
-        """All files of a pattern, at least one."""
-        self.path(pattern)
-        return sorted(self.root.glob(pattern))
+    def paths(self, *patterns: str) -> list[Path]:
+        """All files of the first of several patterns that there is a file of."""
+        self.path(*patterns)
+        return next(found for pattern in patterns if (found := sorted(self.root.glob(pattern))))
 
     def rows(self, *names: str) -> list[dict[str, Any]]:
         """Records of a JSON list, a JSONL, CSV or Parquet file."""
@@ -75,6 +77,37 @@ def field(row: dict[str, Any], name: str, where: str) -> Any:
     if name not in row:
         raise VisdError(f"{where}: field {name!r} is missing (there are {', '.join(row)}); is this the published file?")
     return row[name]
+
+
+def located(items: Sequence[Item], root: Path, unique_names: bool) -> list[Item]:
+    """Items with the paths that their videos have, where archives were unpacked into another folder than expected.
+
+    A file that is not where it should be is looked for by the end of its path: folder and name, or where `unique_names` the
+    name alone. One that several paths end in, or none, keeps its path, and is a dropped question if it is not there.
+    """
+    lost = {m.path for item in items for m in item.media if not (root / m.path).exists()}
+    if not lost:
+        return list(items)
+    ends: dict[str, list[str]] = {}
+    for path in root.rglob("*"):
+        parts = path.relative_to(root).parts
+        if not parts[0].startswith("."):
+            for size in (1, 2):
+                ends.setdefault("/".join(parts[-size:]), []).append("/".join(parts))
+    found = {path: place for path in lost if (place := _place(path, ends, unique_names)) is not None}
+    return [
+        replace(item, media=tuple(replace(m, path=found.get(m.path, m.path)) for m in item.media)) for item in items
+    ]
+
+
+def _place(path: str, ends: Mapping[str, list[str]], unique_names: bool) -> str | None:
+    parts = path.split("/")
+    for size in range(len(parts), 1 - unique_names, -1):
+        end = "/".join(parts[-size:])
+        places = [place for place in ends.get("/".join(parts[-2:][-size:]), ()) if f"/{place}".endswith(f"/{end}")]
+        if places:
+            return places[0] if len(places) == 1 else None
+    return None
 
 
 def without_letters(options: Iterable[Any]) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ BENCHMARK = Benchmark(
     split="test",
     hub=HUB,
     needs=NEEDS,
+    on_hub={HUB: ("main/test-*.parquet",)},
     read=read,
     protocols=with_presets(OFFICIAL),
 )

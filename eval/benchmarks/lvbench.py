@@ -10,7 +10,7 @@ from eval.benchmarks.files import Source, field, letter_of
 from eval.benchmarks.protocols import LETTER_ONLY, QWEN_VIDEO, with_presets
 
 HUB = "zai-org/LVBench"
-NEEDS = "video_info.meta.jsonl and the videos as videos/<key>.mp4"
+NEEDS = "video_info.meta.jsonl and the videos as videos/<key>.mp4 (or all_videos/, as AIWinter/LVBench has them)"
 _OPTION = re.compile(r"^\(([A-Z])\)\s*(.*)$", re.MULTILINE)
 
 
@@ -18,7 +18,7 @@ def read(root: Path) -> list[Item]:
     """One line a video; the options stand in the question's own text, a line each."""
     source = Source(root, HUB, NEEDS)
     items = []
-    for row in source.rows("video_info.meta.jsonl"):
+    for row in source.rows("video_info.meta.jsonl", "data/video_info.meta.jsonl"):
         key = str(field(row, "key", HUB))
         for asked in field(row, "qa", key):
             name = f"{key}_{field(asked, 'uid', key)}"
@@ -46,6 +46,8 @@ BENCHMARK = Benchmark(
     split="test",
     hub=HUB,
     needs=NEEDS,
+    on_hub={HUB: ("video_info.meta.jsonl",), "AIWinter/LVBench": ("all_videos_split.zip.*",)},
+    unique_names=True,
     read=read,
     protocols=with_presets(
         Protocol(

@@ -61,6 +61,7 @@ BENCHMARK = Benchmark(
     split="test",
     hub=HUB,
     needs=NEEDS,
+    on_hub={HUB: ("test.jsonl",)},
     read=read,
     score=score,
     protocols=with_presets(OFFICIAL),

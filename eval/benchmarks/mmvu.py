@@ -53,6 +53,7 @@ BENCHMARK = Benchmark(
     split="validation",
     hub=HUB,
     needs=NEEDS,
+    on_hub={HUB: ("validation.json", "videos/*")},
     read=read,
     protocols=with_presets(OFFICIAL),
     notes=("open-ended questions are graded by a language model and are left out",),

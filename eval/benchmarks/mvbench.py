@@ -78,6 +78,7 @@ BENCHMARK = Benchmark(
     split="test",
     hub=HUB,
     needs=NEEDS,
+    on_hub={HUB: ("json/*.json", "video/*.zip")},
     read=read,
     means={"average": Mean("accuracy", by="task"), "accuracy": Mean("accuracy")},
     headline="average",

@@ -47,6 +47,8 @@ BENCHMARK = Benchmark(
     split="test",
     hub=HUB,
     needs=NEEDS,
+    on_hub={HUB: ("videomme/test-*.parquet", "videos_chunked_*.zip")},
+    unique_names=True,
     read=read,
     protocols=with_presets(OFFICIAL),
 )

@@ -14,6 +14,8 @@ from visd.reward.parse import normalise, parse_number
 
 HUB = "lmms-lab/VideoMMMU"
 NEEDS = "Perception/, Comprehension/ and Adaptation/ with test-*.parquet each, and videos as <Discipline>/<id>.mp4"
+CHOICES = ("multiple-choice", "perception")
+"""Types of question that are answered by a letter; the others are open."""
 TRACKS = ("Perception", "Comprehension", "Adaptation")
 DISCIPLINES = {
     "Art": ("Art", "Art_Theory", "Design", "Music"),
@@ -43,7 +45,7 @@ def _item(track: str, row: dict[str, Any]) -> Item:
     name = f"{track}_{video}"
     listed = row.get("options") or ()
     options = without_letters(ast.literal_eval(listed) if isinstance(listed, str) else listed)
-    choice = row.get("question_type", "multiple-choice") == "multiple-choice"
+    choice = row.get("question_type", "multiple-choice") in CHOICES
     answer = field(row, "answer", name)
     discipline = _BY_SUBJECT.get("_".join(video.split("_")[1:-1]), "")
     return Item(
@@ -88,6 +90,8 @@ BENCHMARK = Benchmark(
     split="test",
     hub=HUB,
     needs=NEEDS,
+    on_hub={HUB: (*(f"{track}/test-*.parquet" for track in TRACKS), "*.zip")},
+    unique_names=True,
     read=read,
     score=score,
     protocols=with_presets(OFFICIAL),

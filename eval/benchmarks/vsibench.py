@@ -59,6 +59,7 @@ BENCHMARK = Benchmark(
     split="test",
     hub=HUB,
     needs=NEEDS,
+    on_hub={HUB: ("test[.-]*", "arkitscenes.zip", "scannet.zip", "scannetpp.zip")},
     read=read,
     score=score,
     means={"average": Mean("score", by="task", merge=DIRECTIONS)},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from data_tools.__main__ import main
+from data_tools.io.rows import read_rows
 from tests import convert_rows as rows
 from visd.data.manifest import load_manifest, sample_from_record, sample_to_record
 from visd.types import Answer, Box, Media, Sample
@@ -124,6 +127,14 @@ def test_nextgqa(root: Path) -> None:
     assert first.id == "111_2" and first.media[0].path == "1164/111.mp4" and first.answer.value == "B"
     assert first.meta["duration"] == 21.455 and first.evidence.windows == ((0.0, 6.1), (9.2, 21.455))
     assert numbered.answer.value == "D" and report(root)["dropped"] == {"letter": 1}
+
+
+def test_a_table_with_tabs_holds_what_one_with_commas_does(root: Path) -> None:
+    table = list(csv.reader(io.StringIO(rows.NEXTGQA_CSV)))
+    (root / "t.tsv").write_text("".join("\t".join(row) + "\n" for row in table))
+    (root / "t.csv").write_text(rows.NEXTGQA_CSV)
+    assert any("," in cell for row in table for cell in row)  # what a comma would divide
+    assert [row for _, row in read_rows(root / "t.tsv")] == [row for _, row in read_rows(root / "t.csv")]
 
 
 def test_charades_sta(root: Path) -> None:
