@@ -295,20 +295,21 @@ def test_submitted_groups_are_judged_meanwhile(make: Make) -> None:
     with JudgeServer(replies(Reply(delay=0.2))) as server:
         judge = make(server, cache="off")
         judge.submit([texts(4)])
-        time.sleep(0.4)  # the main thread does something else
-        started = time.monotonic()
+        ends = time.monotonic() + 30
+        while not all(pending.outcome.done() for pending in judge._pending.values()):
+            assert time.monotonic() < ends
+            time.sleep(0.05)  # the main thread does something else
         reports = judge.judge([texts(4)])
-        assert time.monotonic() - started < 0.15
     assert statuses(reports) == ["ok"] * 4 and len(server.requests) == 4
 
 
 def test_closing_gives_up_what_is_under_way(make: Make) -> None:
-    with JudgeServer(replies(Reply(delay=1.0))) as server:
+    with JudgeServer(replies(Reply(delay=5.0))) as server:
         judge = make(server, timeout=60)
         judge.submit([texts(4)])
         started = time.monotonic()
         judge.close()
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 4
 
 
 def test_a_key_is_not_repeated_by_what_the_server_says(

@@ -320,11 +320,11 @@ def test_time_is_linear_in_any_text(unit: str) -> None:
     assert time.process_time() - started < 4  # seconds; anything quadratic takes minutes
 
 
-def test_a_megabyte_response_is_read_within_a_second() -> None:
+def test_a_megabyte_response_takes_no_quadratic_time() -> None:
     text = response(f"0s a1 b2 {claim()} so right " * 13_000, "right")
     started = time.process_time()
     assert len(parse_response(text).claims) == 13_000
-    assert len(text) > 1_000_000 and time.process_time() - started < 1.5
+    assert len(text) > 1_000_000 and time.process_time() - started < 20  # 1.5 on a slow core, and minutes otherwise
 
 
 def test_hundreds_of_claims() -> None:
