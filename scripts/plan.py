@@ -19,9 +19,10 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.plan_model import Architecture, architecture
+from scripts.plan_model import architecture
 from visd.cli import compose_config
 from visd.config import RunConfig, build, load
+from visd.policy.costs import Architecture, sequence
 from visd.train.forecast import GIB, Counts, Decoder, activations_of, forecast_of
 from visd.types import VisdError
 
@@ -111,15 +112,6 @@ class Plan:
     phases: Phases
     memory: Memory
     tokens_per_second: float  # of one GPU: tokens of prompts and answers, a prompt once for each of its answers
-
-
-def sequence(prompt: float, own: float, group: int, shared: bool) -> tuple[float, float]:
-    """Positions and attention pairs of a group's prompt and of `own` further tokens an answer."""
-    first = prompt * (prompt + 1) / 2
-    after = own * prompt + own * (own + 1) / 2
-    if shared:
-        return prompt + group * own, first + group * after
-    return group * (prompt + own), group * (first + after)
 
 
 def phases_of(config: RunConfig, model: Architecture, data: Data, cluster: Cluster, gpus: int, prompts: int) -> Phases:

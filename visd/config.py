@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from visd.config_train import TrainSection, ValidationSection
+from visd.config_train import TrackingSection, TrainSection, ValidationSection
 from visd.types import VisdError
 
 
@@ -207,15 +207,6 @@ class ParallelSection:
 
 
 @dataclass
-class TrackingSection:
-    table_every: int = 10  # steps between printed tables of one group; 0 prints none
-    dump_every: int = 1  # steps between rollout dumps; 0 writes none
-    progress: bool = True  # progress bar
-    wandb: str = "disabled"  # disabled, offline, online
-    project: str = "visd"  # wandb project
-
-
-@dataclass
 class RunConfig:
     """A whole run."""
 
@@ -376,7 +367,13 @@ def _check_ranges(config: RunConfig) -> None:
         raise ConfigError("prompt.video.min_frames: must not be greater than prompt.video.max_frames.")
     if video.max_frames < 2:
         raise ConfigError("prompt.video.max_frames: must be at least 2, frames are taken in pairs.")
-    for name in ("model.lora.rank", "rollout.max_mismatch", "objective.importance_cap"):
+    for name in (
+        "model.lora.rank",
+        "rollout.max_mismatch",
+        "objective.importance_cap",
+        "tracking.peak_tflops",
+        "tracking.peak_gbps",
+    ):
         if _lookup(config, name) < 0:
             raise ConfigError(f"{name}: must not be negative.")
     if config.objective.importance_cap and config.objective.old_logp == "engine":

@@ -1,4 +1,4 @@
-"""The sections `train` and `validation` of the schema; `visd.config` holds the others and is where all are imported from."""
+"""The sections `train`, `validation` and `tracking` of the schema; `visd.config` holds the others and is where all are imported from."""
 
 from __future__ import annotations
 
@@ -24,3 +24,14 @@ class ValidationSection:
     every: int = 0  # optimiser steps between evaluations on data.validation, which also follow the last step; 0 never
     samples: int = 64  # questions, drawn once by run.seed and asked greedily; 0 takes all
     keep_best: bool = True  # keep the weights of the best accuracy so far in run.dir/best, a Hugging Face folder
+
+
+@dataclass
+class TrackingSection:
+    table_every: int = 10  # steps between printed tables of one group; 0 prints none
+    dump_every: int = 1  # steps between rollout dumps; 0 writes none
+    progress: bool = True  # progress bar
+    peak_tflops: float = 0.0  # 10^12 operations a second that one device reaches at most, for meter/mfu and the floors; 0 measures a matrix product at the first step
+    peak_gbps: float = 0.0  # 10^9 bytes a second of its memory; 0 measures a copy
+    wandb: str = "disabled"  # disabled, offline, online
+    project: str = "visd"  # wandb project

@@ -26,10 +26,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from scripts.compare import place_between_markers
-from scripts.plan import sequence
-from scripts.plan_model import Architecture
 from visd.media.families import family_from_config
 from visd.policy.batch import Row
+from visd.policy.costs import Architecture, sequence
 from visd.policy.model import PolicyModel
 from visd.policy.policy import Policy
 from visd.teacher.scorer import ScoreJob, score_rows

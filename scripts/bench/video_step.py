@@ -36,9 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from data_tools.tiny.model import TinySettings, make_tiny_model
 from scripts.bench.frames import write_clip
 from scripts.compare import place_between_markers
-from scripts.plan_model import from_config
 from visd.cli import compose_config
 from visd.config import load
+from visd.policy.costs import from_config
 from visd.train.loop import sample_rollouts, with_reports, with_rewards
 from visd.train.run import Run, set_up
 from visd.train.teach import teacher_scores

@@ -44,7 +44,7 @@ def tensors(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    drop = ("time/", "media/", "judge/replayed")
+    drop = ("time/", "meter/", "media/", "judge/replayed")
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(drop)} for line in lines]
 
 

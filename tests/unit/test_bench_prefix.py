@@ -8,7 +8,8 @@ import pytest
 
 from scripts.bench import prefix as bench
 from scripts.bench.prefix import CASES, Case, Shape, floor, measured
-from scripts.plan_model import PUBLISHED, Architecture
+from scripts.plan_model import PUBLISHED
+from visd.policy.costs import Architecture
 
 SMALL = Architecture(32, 2, 2, 1, 16, 48, 4096, tied=True, head_norms=True)
 

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from tests.unit.observe_data import make_group
-from visd.config import RunConfig, TrackingSection
+from visd.config import RunConfig
+from visd.config_train import TrackingSection
 from visd.observe.console import Progress, duration, group_table, plain_console
 from visd.observe.files import JsonlLog, finite_json, read_jsonl
 from visd.observe.records import rollout_records
@@ -69,7 +70,7 @@ def test_a_corrupt_line_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 def test_a_killed_process_leaves_whole_lines(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from visd.config import TrackingSection; from visd.observe.tracker import Tracker\n"
+        "import sys; from pathlib import Path; from visd.config_train import TrackingSection; from visd.observe.tracker import Tracker\n"
         "t = Tracker(Path(sys.argv[1]), TrackingSection(progress=False), 10**6, 0, True)\n"
         "for step in range(1, 10**6): t.log_step(step, {'a': 1.0})\n"
     )

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.plan import SIZES, Cluster, Data, main, memory_of, phases_of, plan, sequence, trained_parameters
-from scripts.plan_model import PUBLISHED, Architecture, architecture, from_config
+from scripts.plan import SIZES, Cluster, Data, main, memory_of, phases_of, plan, trained_parameters
+from scripts.plan_model import PUBLISHED, architecture, plannable
 from tests.models import tiny_hf
 from tests.runs import small_run
 from tests.tree import ROOT
 from visd.cli import compose_config
 from visd.config import ConfigError, RunConfig, load
+from visd.policy.costs import Architecture, from_config, sequence
 from visd.train.check import forecast
 from visd.train.forecast import GIB
 
@@ -141,8 +142,8 @@ def test_the_readme_says_what_is_planned(experiment: str) -> None:
 
 def test_what_cannot_be_planned_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"has experts"):
-        from_config(tiny_hf("qwen3_vl_moe").config, "moe")
+        plannable(tiny_hf("qwen3_vl_moe").config, "moe")
     with pytest.raises(ConfigError, match=r"does not know the vision tower of 'internvl'"):
-        from_config(tiny_hf("internvl").config, "vl")
+        plannable(tiny_hf("internvl").config, "vl")
     assert main(["experiment=visd_qwen2_5_vl_7b", f"model.path={ROOT / 'nowhere'}"]) == 2
     assert "has no config to plan with" in capsys.readouterr().err

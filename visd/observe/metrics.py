@@ -2,7 +2,7 @@
 
 Names: `reward/`, `accuracy/<family>`, `advantage/`, `group/`, `rollout/`, `leak/`, `teacher/`, `judge/`, `gap/` (D_t = log
 teacher - log student), `overlap/` (their most probable tokens, `objective/overlap.py`), `weight/` (per-token weight), `policy/`, `engine/`, `update/` (tokens that went through the model),
-`drops/<reason>`, `prompts/reduced_<rule>`, `time/<phase>`.
+`drops/<reason>`, `prompts/reduced_<rule>`, `time/<phase>`, `meter/` (phases against their floors, `train/meter.py`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from typing import Any, Literal, cast
 
 from omegaconf import OmegaConf
 
-from visd.config import RunConfig, TrackingSection
+from visd.config import RunConfig
+from visd.config_train import TrackingSection
 from visd.observe.console import Progress, group_table, plain_console, step_notes
 from visd.observe.files import JsonlLog, finite_json, write_atomic
 from visd.observe.records import RolloutRecord, to_line

@@ -37,6 +37,7 @@ class RolloutEngine(ABC):
     """Samples answers. What an engine needs of the policy it takes at construction."""
 
     uses_module: ClassVar[bool] = True  # samples from the policy's own module, inside `Backend.whole_weights`
+    elsewhere: ClassVar[bool] = False  # on other devices than the trainer's
 
     def open(self, limits: Limits) -> None:  # noqa: B027  # most engines take anything
         """Called once, before the first sync.

@@ -30,6 +30,7 @@ class VLLMServerEngine(RolloutEngine):
     """One or many servers, shared by all processes of the run."""
 
     uses_module = False
+    elsewhere = True
 
     policy: Policy
     tokenizer: Any

@@ -100,6 +100,7 @@ def sample_rollouts(
             with memory_of("rollout", (sample.id for sample, _ in part)):
                 rollouts = run.engine.generate([prompt for _, prompt in part], sampling, seeds, run.policy_version)
             batch = [RolloutGroup(s, p, r) for (s, p), r in zip(part, rollouts, strict=True)]
+            run.meter.sampled(batch)
             if judge is not None:
                 judge.submit(batch)
             groups += batch

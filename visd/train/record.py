@@ -56,7 +56,9 @@ def objective_metrics(run: Run, groups: Sequence[RolloutGroup], left_out: Sequen
 
 def common_metrics(run: Run, metrics: Metrics) -> Metrics:
     """What every stage records: times, drops, decoding, teacher displacement."""
-    metrics.update(time_metrics(run.timer.take()))
+    seconds = run.timer.take()
+    metrics.update(time_metrics(seconds))
+    metrics.update(run.meter.take(seconds))
     metrics.update(drop_metrics(run.drops.reasons))
     metrics.update(reduction_metrics(run.reductions))
     metrics.sum("media/videos_decoded", run.videos_decoded)

@@ -29,6 +29,7 @@ from visd.seeding import derive_seed, generator
 from visd.teacher.external import ExternalTeacher, check_media, load_external
 from visd.teacher.view import check_blocks
 from visd.teacher.weights import TeacherWeights
+from visd.train.meter import Meter
 from visd.train.optimizer import optimizer_factory
 from visd.train.sharing import share_where_possible, wants_sharing
 from visd.types import DroppedSample, Prompt, Sample, VisdError
@@ -128,6 +129,7 @@ class Run:
     drops: Drops
     reduced: dict[str, str]  # sample id to what was reduced to fit prompt.max_tokens, frames or pixels
     timer: PhaseTimer
+    meter: Meter
     tracker: Tracker | None = None  # set when the first step is known
     step: int = 0  # optimiser steps done
     policy_version: int = 0  # optimiser steps that changed the weights
@@ -297,6 +299,7 @@ def set_up(config: RunConfig) -> Run:
         reduced={},
         unshared=[reason for reason in unshared if reason],
         questions=questions,
+        meter=Meter(config, policy, not engine.elsewhere, engine.uses_module),
         timer=PhaseTimer(torch.cuda.synchronize if backend.device.type == "cuda" else None),
     )
 

@@ -82,6 +82,7 @@ def update(run: Run, examples: Sequence[Example], step: int) -> Metrics:
     """Negative log-likelihood of the targets, mean over all target tokens of the step."""
     lengths = torch.tensor([sum(len(e.row.response_ids) for e in examples)], dtype=torch.float64)
     denominators = Denominators(int(run.backend.all_reduce(lengths)), rollouts=0, longest=0)
+    run.meter.trained(run.policy, [example.row for example in examples])
     plan = micro_batches(
         [len(example.row) for example in examples],
         run.config.train.micro_batch_tokens,

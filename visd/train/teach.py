@@ -147,6 +147,7 @@ def _job(
     rows: Sequence[Row],
     needs: ScoreNeeds,
     support: Sequence[Tensor] | None,
+    passes: int = 1,
 ) -> ScoreJob:
     plan = plan_rows(
         rows,
@@ -154,6 +155,7 @@ def _job(
         lambda i: f"the teacher's view of rollout {items[i].index} of sample {items[i].group.sample.id!r}",
         policy.shares_prefixes,
     )
+    run.meter.scored("teacher", policy, rows, passes)
     return ScoreJob(rows, plan.batches, run.config.rollout.temperature, needs, support)
 
 
@@ -177,8 +179,9 @@ def _scored(
     most = run.backend.all_reduce(torch.tensor(float(len(rows))), "max")
     if most.item() == 0:
         return {}  # on no rank is there anything to score: the weights need not even be swapped
-    job = _job(run, run.policy, items, rows, needs, support)
-    if weights.section.weights == "trust_region":
+    mixed = weights.section.weights == "trust_region"
+    job = _job(run, run.policy, items, rows, needs, support, passes=2 if mixed else 1)
+    if mixed:
         with weights.applied(run.backend), run.backend.whole_weights():
             initial = score_full(run.policy, job)
         with run.backend.whole_weights():

@@ -69,8 +69,10 @@ def one_update(
 ) -> None:
     """Accumulate the gradient of some groups over all micro-batches of all ranks, then update once; adds to `update`."""
     items = items_of(run, groups)
+    rows = [item.row() for item in items]
+    run.meter.trained(run.policy, rows)
     plan = plan_rows(
-        [item.row() for item in items],
+        rows,
         run.config.train.micro_batch_tokens,
         lambda i: f"rollout {items[i].index} of sample {items[i].group.sample.id!r}",
         run.policy.shares_prefixes,
