@@ -3,18 +3,19 @@
 #
 #   scripts/serve_judge.sh MODEL [PORT] [further options of `vllm serve`]
 #
-# WAIT (s, default 600) is the longest wait for the server. Ctrl-C ends the server.
+# WAIT (s, default 600) is the longest wait for the server, PYTHON the interpreter that has vLLM and visd. Ctrl-C ends the
+# server.
 set -euo pipefail
 
 if [ $# -lt 1 ]; then
-    sed -n '2,6s/^# \{0,1\}//p' "$0"
+    sed -n '2,7s/^# \{0,1\}//p' "$0"
     exit 2
 fi
 MODEL=$1
 PORT=${2:-8000}
 shift $(($# < 2 ? $# : 2))
 
-vllm serve "$MODEL" --host 127.0.0.1 --port "$PORT" "$@" &
+"${PYTHON:-python}" -m visd.judge.serve "$MODEL" --host 127.0.0.1 --port "$PORT" "$@" &
 SERVER=$!
 trap 'kill "$SERVER" 2>/dev/null || true' EXIT
 trap 'exit 130' INT TERM

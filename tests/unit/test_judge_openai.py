@@ -65,6 +65,8 @@ def test_the_request_is_what_the_settings_say(make: Make, monkeypatch: pytest.Mo
     assert "max_tokens" not in first and second["max_tokens"] == 1024
     schema = first["response_format"]["json_schema"]
     assert schema["strict"] and schema["schema"]["properties"]["temporal"] == {"type": "null"}
+    order = ["answer", "logic", "temporal", "spatial", "feedback", "spans"]
+    assert list(schema["schema"]["properties"]) == order  # a server holds the model to it
     assert second["response_format"] == {"type": "json_object"} and "response_format" not in third
     assert server.headers[0]["authorization"] == "Bearer secret-1"
     assert "authorization" not in server.headers[1]

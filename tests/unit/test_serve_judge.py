@@ -13,11 +13,11 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "serve_judge.sh"
 
-VLLM = """#!{python}
+PYTHON = """#!{python}
 import http.server, pathlib, sys, time
 
-serve, model, *options = sys.argv[1:]
-assert serve == "serve"
+_, module, model, *options = sys.argv[1:]
+assert module == "visd.judge.serve"
 port = int(options[options.index("--port") + 1])
 pathlib.Path("options").write_text(" ".join([model, *options]))
 if model == "broken":
@@ -46,10 +46,10 @@ def free_port() -> int:
 
 
 def start(folder: Path, *arguments: str, wait: int = 30) -> subprocess.Popen[str]:
-    vllm = folder / "vllm"
-    vllm.write_text(VLLM.format(python=sys.executable))
-    vllm.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "WAIT": str(wait)}
+    python = folder / "python"
+    python.write_text(PYTHON.format(python=sys.executable))
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python), "WAIT": str(wait)}
     return subprocess.Popen(
         ["bash", str(SCRIPT), *arguments], cwd=folder, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

