@@ -131,7 +131,8 @@ class OpenAIJudge(ModelJudgeSettings, Judge):
         estimate = Spent(1, estimated_tokens(asked.text_bytes, asked.images), self.max_tokens)
         if not self._budget.admit(estimate):
             return Pending(done(Outcome("over_budget", note="the budget is spent", attempts=0)))
-        body = json.dumps(self._body(asked)).encode()  # not sorted: servers hold an answer to the schema's order of fields
+        # Not sorted: servers hold an answer to the schema's order of fields.
+        body = json.dumps(self._body(asked)).encode()
         future = server.ask(body, estimate.prompt_tokens + estimate.completion_tokens)
         return Pending(future, estimate, asked)
 
