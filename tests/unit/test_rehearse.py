@@ -96,7 +96,7 @@ def test_a_run_is_the_same_with_a_rehearsal(small_world: Path, tiny_qwen2_5_vl: 
             settings = ("method=visd", BOTH, f"train.rehearse={when}", "checkpoint.export=never", stop)
             assert run_stage(small_config(small_world, tiny_qwen2_5_vl, out, *settings)) == 0
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        numbers = [{k: v for k, v in line.items() if not k.startswith(("time/", "media/"))} for line in lines]
+        numbers = [{k: v for k, v in line.items() if not k.startswith(("time/", "meter/", "media/"))} for line in lines]
         dumps = [path.read_text() for path in sorted((out / "rollouts").glob("*.jsonl"))]
         last = out / "checkpoints" / "step_000002"
         files = {str(path.relative_to(last)): path.read_bytes() for path in last.rglob("*.safetensors")}
