@@ -1,4 +1,7 @@
-"""One rank of the checks of a parallel mode: `python -m tests.dist.backend_worker MODE FOLDER [offload]`."""
+"""One rank of the checks of a parallel mode: `python -m tests.dist.backend_worker MODE FOLDER [offload | OTHER FOLDERS]`.
+
+With other folders, what runs left there is resumed here, one after the other, and nothing else is done.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def look(backend: Backend, teacher: TeacherWeights) -> list[float]:
             if backend.is_main:  # parts alone and out of order, as generation may call them
                 module.blocks[1](x=module.blocks[0](x=module.embed(IDS))["x"])  # type: ignore[index, operator]
     with teacher.applied(backend), backend.whole_weights() as module:
-        for _ in range(2 - backend.rank):
+        for _ in range(backend.world_size - backend.rank):
             taught = module(IDS)["logp"].flatten().tolist()
     with torch.no_grad():  # the wrapped forward sees each swap too
         with teacher.applied(backend):
@@ -87,7 +90,7 @@ def saved(backend: Backend, folder: Path) -> dict[str, Tensor]:
     backend.barrier()
     own: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        if path.stem.rpartition("_")[2] in ("weights", "optimizer", f"{backend.rank:05d}"):
+        if path.stem.endswith(f"_{backend.rank:05d}"):
             own |= {f"{path.name}/{name}": value for name, value in load_tensors(path).items()}
     return own
 
@@ -107,15 +110,26 @@ def check_resume(backend: Backend, folder: Path) -> list[dict[str, Any]]:
         same(before, saved(backend, folder / "after"), "skipped step")
     records += steps(backend, teacher, range(2, 4), watch=True)
 
-    again = fresh(backend, seed=1)
-    resumed = attached(again)
-    again.load_training_state(folder / "middle")
-    resumed.load(again, folder / "teacher")
+    again, resumed = restored(backend, folder)
     steps(again, resumed, range(2, 4), watch=False)
     same(saved(backend, folder / "straight"), saved(again, folder / "resumed"), "resume")
     same(teacher.state_dict(), resumed.state_dict(), "resumed teacher")
     assert backend.fingerprint() == again.fingerprint() == fresh_fingerprint()
     return records
+
+
+def restored(backend: Backend, folder: Path) -> tuple[Backend, TeacherWeights]:
+    """Another model and teacher, which take up what lies in a folder."""
+    again = fresh(backend, seed=1)
+    resumed = attached(again)
+    again.load_training_state(folder / "middle")
+    resumed.load(again, folder / "teacher")
+    return again, resumed
+
+
+def check_elsewhere(backend: Backend, others: list[Path]) -> list[list[dict[str, Any]]]:
+    """Two more steps from what other numbers of ranks, in other modes, left after two."""
+    return [steps(*restored(backend, folder), range(2, 4), watch=True) for folder in others]
 
 
 def fresh_fingerprint() -> str:
@@ -186,21 +200,31 @@ def check_unused(backend: Backend) -> None:
     assert module["none"].grad is None
 
 
-def main(mode: str, folder: Path, offload: bool) -> None:
+def main(mode: str, folder: Path, more: list[str]) -> None:
+    offload = more == ["offload"]
     backend = launch(ParallelSection(mode, offload, timeout_minutes=1.5), bf16=False, threads=1)
-    check_collectives(backend)
     backend.setup(make_model(), adamw, MAX_NORM)
+    if more and not offload:
+        written = check_elsewhere(backend, [Path(other) for other in more])
+    else:
+        written = check_everything(backend, folder)
+    if backend.is_main:
+        (folder / "records.json").write_text(json.dumps(written))
+    backend.close()
+
+
+def check_everything(backend: Backend, folder: Path) -> list[dict[str, Any]]:
+    check_collectives(backend)
     records = check_resume(backend, folder)
     final = check_full_state(backend)
     if backend.mode in ("zero2", "zero3", "fsdp2"):
         check_bf16(backend)
-    if mode == "ddp":
+    if backend.mode == "ddp":
         check_unused(backend)
     if backend.is_main:
         save_tensors(folder / "final.safetensors", final)
-        (folder / "records.json").write_text(json.dumps(records))
-    backend.close()
+    return records
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), len(sys.argv) > 3)
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

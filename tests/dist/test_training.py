@@ -95,12 +95,44 @@ def test_two_processes_agree_with_one_and_mixed_media_do_not_hang(
         f"model.path={trained / 'model'}",
         f"run.dir={tmp_path / 'rl'}",
     ]
-    if mode == "zero3":  # resumed as well: each rank goes on from files of its own
-        start(launcher(mode, port + 10), *rl, f"parallel={mode}", "method=visd", "train.stop_after=1")
     start(launcher(mode, port + 20), *rl, f"parallel={mode}", "method=visd")
     assert [r["step"] for r in records(tmp_path / "rl")] == [1, 2]
     dumped = sorted((tmp_path / "rl" / "rollouts").glob("*.jsonl"))
     assert [len(path.read_text().splitlines()) for path in dumped] == [8, 8]
+
+
+def test_another_number_of_processes_goes_on_with_the_same_samples_and_rollouts(
+    mixed: Path, tiny_qwen2_5_vl: Path, tmp_path: Path
+) -> None:
+    """1 + 1 steps in one and two processes, and in two and one: what one process does in two."""
+    for name, order in (("straight", ()), ("grown", ("none", "zero3")), ("shrunk", ("ddp", "none"))):
+        common = [
+            f"data.root={mixed}", "data.train=[train.jsonl]", f"model.path={tiny_qwen2_5_vl}", "method=visd",
+            f"run.dir={tmp_path / name}", "optim.lr=1e-3",
+        ]  # fmt: skip
+        if not order:
+            start(launcher("none", 0), *common)
+        for i, mode in enumerate(order):
+            stop = [] if i else ["train.stop_after=1"]
+            start(launcher(mode, 29651 + i), *common, f"parallel={mode}", *stop)
+    expected, rolled = records(tmp_path / "straight"), rollouts(tmp_path / "straight")
+    assert len(rolled) == 16 and len(set(rolled)) > 8
+    for name in ("grown", "shrunk"):
+        assert rollouts(tmp_path / name) == rolled
+        for one, other in zip(expected, records(tmp_path / name), strict=True):
+            keys = [key for key in one if key.startswith(("loss", "optim/", "reward/", "teacher/", "student/"))]
+            assert {"optim/grad_norm", "teacher/displacement"} <= set(keys)
+            for key in keys:
+                assert other[key] == pytest.approx(one[key], rel=1e-3, abs=2e-5), (name, key)
+
+
+def rollouts(run_dir: Path) -> list[tuple[int, str, str]]:
+    """Of all steps: step, sample and text."""
+    return [
+        (int(path.stem.removeprefix("step_")), rollout["sample_id"], rollout["text"])
+        for path in sorted((run_dir / "rollouts").glob("*.jsonl"))
+        for rollout in map(json.loads, path.read_text().splitlines())
+    ]
 
 
 def test_adapters_in_zero2_resume_bit_for_bit(

@@ -70,11 +70,11 @@ def rows(step: int) -> list[Tensor]:
 
 
 def share(step: int, rank: int, world_size: int) -> list[list[Tensor]]:
-    """Micro-batches of a rank: with two ranks the first has all rows but one, so that the second also idles."""
+    """Micro-batches of a rank: of several the first has all rows but one and the last has that, so that they also idle."""
     batch = rows(step)
     if world_size == 1:
         return [[row] for row in batch]
-    own = batch[:-1] if rank == 0 else batch[-1:]
+    own = batch[:-1] if rank == 0 else batch[-1:] if rank == world_size - 1 else []
     return [own[i : i + 2] for i in range(0, len(own), 2)]
 
 

@@ -133,7 +133,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Any, message: str, name
         store.load(path, IDENTITY)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 2, "files": {}}', '{"format": 1}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 1, "files": {}}', '{"format": 2}'])
 def test_a_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
     store = store_in(tmp_path)
     path = store.write(state_at(1), writers())

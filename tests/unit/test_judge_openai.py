@@ -18,6 +18,7 @@ from tests.unit.judge_data import OF, Make, no_frames, opened_judges, replies, s
 from tests.unit.reward_data import claim, group, proof, response, sample
 from visd.config import ConfigError
 from visd.judge.base import JudgeServices
+from visd.judge.limits import Spent
 from visd.judge.openai import OpenAIJudge
 from visd.media.errors import DecodeError
 from visd.types import Answer, Frames, JudgeReport, Media, Rewards, VisdError
@@ -251,6 +252,28 @@ def test_ranks_share_limits_and_budget(tmp_path: Path) -> None:
     assert (judge._budget.calls, judge._budget.usd) == (3, 1.0)
 
 
+def test_another_number_of_ranks_shares_what_was_spent_and_seen(tmp_path: Path) -> None:
+    def spent(*judges: OpenAIJudge) -> list[int]:
+        return [judge._budget.spent.calls for judge in judges]
+
+    def opened(rank: int, ranks: int) -> OpenAIJudge:
+        judge = OpenAIJudge(model="m", budget_calls=100, window=10, max_failure_rate=1.0)
+        judge.open(JudgeServices(tmp_path, no_frames, rank, ranks))
+        return judge
+
+    before = [opened(rank, 2) for rank in range(2)]
+    for judge, calls in zip(before, (5, 8), strict=True):
+        judge._budget.spent = Spent(calls)
+        judge._watch.update([(JudgeReport("timeout"), None)] * calls, "")
+    states = [json.loads(json.dumps(judge.state_dict())) for judge in before]
+    for ranks, expected, seen in ((1, [13], [10]), (2, [5, 8], [5, 8]), (3, [5, 4, 4], [5, 8, 5])):
+        after = [opened(rank, ranks) for rank in range(ranks)]
+        for judge in after:
+            judge.load_state_dicts(states)
+        assert spent(*after) == expected
+        assert [len(judge.state_dict()["statuses"]) for judge in after] == seen
+
+
 # ------------------------------------------------------------------------------------------- stop thresholds
 
 
@@ -267,7 +290,7 @@ def test_the_window_of_failures_survives_a_restart(make: Make) -> None:
         first = make(server, window=10, max_failure_rate=0.5)
         first.judge([texts(5)])
         second = make(server, window=10, max_failure_rate=0.5)
-        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        second.load_state_dicts([json.loads(json.dumps(first.state_dict()))])
         with pytest.raises(VisdError, match="failed 6 of the last 6"):
             second.judge([group(OF, "one more")])
 

@@ -57,5 +57,5 @@ class Judge(ABC):
         """What must survive a restart (JSON-able)."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Take up where `state_dict` was written."""
+    def load_state_dicts(self, states: Sequence[dict[str, Any]]) -> None:  # noqa: B027
+        """Take up where `state_dict` was written; one entry for each rank that wrote, which may have been more or fewer."""

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 BYTES_PER_TOKEN = 2
@@ -118,4 +118,17 @@ def _sum(a: Spent, plus: Spent, minus: Spent | None = None) -> Spent:
         a.calls + plus.calls - minus.calls,
         a.prompt_tokens + plus.prompt_tokens - minus.prompt_tokens,
         a.completion_tokens + plus.completion_tokens - minus.completion_tokens,
+    )
+
+
+def share_of(spent: Sequence[Spent], rank: int, ranks: int) -> Spent:
+    """A rank's share of what was spent in all; the shares of all ranks add up to it."""
+
+    def share(total: int) -> int:
+        return total // ranks + (rank < total % ranks)
+
+    return Spent(
+        share(sum(one.calls for one in spent)),
+        share(sum(one.prompt_tokens for one in spent)),
+        share(sum(one.completion_tokens for one in spent)),
     )

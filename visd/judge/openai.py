@@ -20,7 +20,7 @@ from typing import Any
 from visd.config import ConfigError
 from visd.judge.base import Judge, JudgeServices
 from visd.judge.client import Outcome, Retry
-from visd.judge.limits import RateLimiter, Spent, estimated_tokens
+from visd.judge.limits import RateLimiter, Spent, estimated_tokens, share_of
 from visd.judge.prompt import Case, Inquiry, case_of, inquiry, pictures_of
 from visd.judge.schema import Read, read_answer, response_schema
 from visd.judge.server import Address, Server, done, proxy_of
@@ -195,10 +195,14 @@ class OpenAIJudge(ModelJudgeSettings, Judge):
     def state_dict(self) -> dict[str, Any]:
         return {"spent": asdict(self._budget.spent), "told": self._told_budget, **self._watch.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._budget.spent = Spent(**state["spent"])
-        self._told_budget = state["told"]
-        self._watch.load_state_dict(state)
+    def load_state_dicts(self, states: Sequence[dict[str, Any]]) -> None:
+        rank, ranks = self._services.rank, self._services.ranks
+        if len(states) == ranks:
+            states, rank, ranks = [states[rank]], 0, 1
+        self._budget.spent = share_of([Spent(**state["spent"]) for state in states], rank, ranks)
+        self._told_budget = any(state["told"] for state in states)
+        for state in states[rank::ranks] or [states[rank % len(states)]]:
+            self._watch.load_state_dict(state)
 
 
 def _key(sample: Sample, rollout: Rollout) -> Key:

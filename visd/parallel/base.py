@@ -86,6 +86,10 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def shard_starts(self) -> dict[str, int]:
+        """By name where in the whole parameter, row-major, what `local_shards` gives begins; its elements follow one another."""
+
+    @abstractmethod
     def whole_tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         """The named parameters in the module's order, whole, on this rank's device, one at a time on every rank.
 
@@ -108,15 +112,16 @@ class Backend(ABC):
     def save_training_state(self, folder: Path) -> None:
         """Weights, optimiser: all that this backend needs to go on bit-exactly. All ranks call it.
 
-        A rank returns when its own files are written, without waiting for the others.
+        A rank returns when its own files are written, without waiting for the others. What is stored says which elements
+        of which parameter it is, so that any number of ranks can read it.
         """
 
     @abstractmethod
     def load_training_state(self, folder: Path) -> None:
-        """The inverse of `save_training_state`, for the same mode and number of ranks.
+        """The inverse of `save_training_state`, whatever number of ranks and mode wrote the folder.
 
         Raises:
-            VisdError: the folder was written by another mode, another number of ranks or another model.
+            VisdError: the folder holds another model, other dtypes included, or the optimiser lacks state of a parameter.
         """
 
     @abstractmethod

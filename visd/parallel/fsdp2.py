@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,23 +97,6 @@ class FSDP2(Distributed, SingleProcess):
         for name, value in own.items():
             local(value).copy_(part_for(value, state[name]))
 
-    def save_training_state(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        storage.save_tensors(folder / self._file("weights"), {n: local(v) for n, v in self._tensors().items()})
-        storage.save_tensors(folder / self._file("optimizer"), self._optimizer_state())
-        if self.is_main:
-            storage.write_header(folder, self._header())
-
-    @torch.no_grad()
-    def load_training_state(self, folder: Path) -> None:
-        storage.check_header(folder, self._header())
-        weights = storage.load_tensors(folder / self._file("weights"))
-        own = self._tensors()
-        storage.check_names(own, weights)
-        for name, value in own.items():
-            local(value).copy_(weights[name])
-        self._load_optimizer_state(storage.load_tensors(folder / self._file("optimizer")))
-
     def _release(self) -> None:
         """Free whole parameters that are still gathered, so that the next forward gathers what the shards hold."""
         for unit in self.units:
@@ -132,19 +114,16 @@ class FSDP2(Distributed, SingleProcess):
             torch._foreach_mul_(gradients, self.max_grad_norm / (norm + 1e-6))
         return norm
 
-    def _file(self, what: str) -> str:
-        return f"{what}_{self.rank:05d}.safetensors"
+    def _part(self, value: Tensor) -> storage.Part:
+        """`fully_shard` deals rows in equal runs, the last ones shorter or empty."""
+        if not isinstance(value, DTensor):
+            return super()._part(value)
+        rows = -(-value.shape[0] // self.world_size)
+        first = min(self.rank * rows, value.shape[0])
+        return storage.Part(local(value), first * math.prod(value.shape[1:]))
 
-    def _optimizer_state(self) -> dict[str, Tensor]:
-        return {path: local(value) for path, value in super()._optimizer_state().items()}
-
-    def _load_optimizer_state(self, tensors: dict[str, Tensor]) -> None:
-        parameters = self._tensors()
-
-        def as_stored(path: str, value: Tensor) -> Tensor:
-            return shard_like(parameters[path.rpartition("/")[0]], value) if value.ndim else value
-
-        super()._load_optimizer_state({path: as_stored(path, value) for path, value in tensors.items()})
+    def _like(self, parameter: Tensor, values: Tensor) -> Tensor:
+        return shard_like(parameter, values.view(local(parameter).shape))
 
 
 def mixed_precision(*, cast_inputs: bool) -> MixedPrecisionPolicy:

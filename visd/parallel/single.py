@@ -65,6 +65,9 @@ class SingleProcess(Backend):
     def local_shards(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
 
+    def shard_starts(self) -> dict[str, int]:
+        return {name: self._part(value).start for name, value in self._tensors().items() if value.requires_grad}
+
     def whole_tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         for name, value in self.module.named_parameters():
             if name in names:
@@ -87,16 +90,23 @@ class SingleProcess(Backend):
         return storage.model_fingerprint((name, tuple(t.shape), t.dtype) for name, t in tensors.items())
 
     def save_training_state(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.sharded or self.is_main:
+            weights = {name: self._part(value) for name, value in self._tensors().items()}
+            storage.save_parts(folder, "weights", self.rank, weights)
+            storage.save_parts(folder, "optimizer", self.rank, self._optimizer_state())
         if self.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            storage.save_tensors(folder / "weights.safetensors", self._tensors())
-            storage.save_tensors(folder / "optimizer.safetensors", self._optimizer_state())
-            storage.write_header(folder, self._header())
+            storage.write_header(folder, storage.Header(self.mode, self.world_size, self.fingerprint()))
 
+    @torch.no_grad()
     def load_training_state(self, folder: Path) -> None:
-        storage.check_header(folder, self._header())
-        self.load_full_state(storage.load_tensors(folder / "weights.safetensors"))
-        self._load_optimizer_state(storage.load_tensors(folder / "optimizer.safetensors"))
+        storage.check_header(folder, self.fingerprint())
+        weights = storage.Parts(folder, "weights")
+        own = self._tensors()
+        storage.check_names(own, weights.names)
+        for name, value in own.items():
+            storage.fill(self._part(value), weights, name)
+        self._load_optimizer_state(storage.Parts(folder, "optimizer"))
 
     def all_reduce(self, values: Tensor, op: str = "sum") -> Tensor:
         return values.detach().clone()
@@ -126,25 +136,38 @@ class SingleProcess(Backend):
             raise VisdError("this backend was set up for inference only: it has no optimiser.")
         return self.optimizer
 
-    def _header(self) -> storage.Header:
-        return storage.Header(self.mode, self.world_size, self.fingerprint())
-
     def _parameter_names(self) -> list[str]:
         """Names of the optimiser's parameters, in the optimiser's order."""
         names = {id(p): name for name, p in self.module.named_parameters()}
         return [names[id(p)] for group in self._optimizer().param_groups for p in group["params"]]
 
-    def _optimizer_state(self) -> dict[str, Tensor]:
+    def _part(self, value: Tensor) -> storage.Part:
+        """What this rank holds of a tensor."""
+        return storage.Part(value.detach())
+
+    def _like(self, parameter: Tensor, values: Tensor) -> Tensor:
+        """A flat run of elements as the optimiser keeps it beside a parameter."""
+        return values.view(parameter.shape)
+
+    def _optimizer_state(self) -> dict[str, storage.Part]:
+        """By `PARAMETER/KEY`."""
         state = self._optimizer().state_dict()["state"]
         names = self._parameter_names()
-        return {f"{names[i]}/{key}": value for i, values in state.items() for key, value in values.items()}
+        return {f"{names[i]}/{key}": self._part(value) for i, values in state.items() for key, value in values.items()}
 
-    def _load_optimizer_state(self, tensors: dict[str, Tensor]) -> None:
+    def _load_optimizer_state(self, saved: storage.Parts) -> None:
         optimizer = self._optimizer()
         index = {name: i for i, name in enumerate(self._parameter_names())}
+        parameters = self._tensors()
         state: dict[int, dict[str, Tensor]] = {}
-        for path, value in tensors.items():
+        for path in saved.names:
             name, _, key = path.rpartition("/")
+            if key == storage.MASTER:  # the weights themselves are the masters here
+                continue
+            value = saved.scalar(path)
+            if value is None:
+                part = self._part(parameters[name])
+                value = self._like(parameters[name], saved.read(path, part.start, part.values.numel()))
             state.setdefault(index[name], {})[key] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -23,6 +23,7 @@ from visd.parallel import storage
 from visd.parallel.base import OptimizerFactory, StepResult
 from visd.parallel.distributed import Distributed
 from visd.parallel.hooks import without_hooks
+from visd.parallel.masters import Piece, load_optimizer, optimizer_parts, own_part, zero2_pieces, zero3_pieces
 from visd.parallel.place import Place
 from visd.parallel.single import saved_tensors, set_learning_rate, trained_parameters
 from visd.types import VisdError
@@ -93,7 +94,10 @@ class Zero(Distributed):
 
     def local_shards(self) -> dict[str, Tensor]:
         self._release()
-        return {name: self._local(p) for name, p in self.module.named_parameters() if p.requires_grad}
+        return {name: self._part(p).values for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def shard_starts(self) -> dict[str, int]:
+        return {name: self._part(p).start for name, p in self.module.named_parameters() if p.requires_grad}
 
     def whole_tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         self._release()
@@ -116,12 +120,9 @@ class Zero(Distributed):
         storage.check_names(own, state)
         self._release()
         for name, value in own.items():
-            if hasattr(value, "ds_tensor"):
-                shard = own_part(value, self.rank)
-                start = self.rank * value.ds_tensor.numel()
-                shard.copy_(state[name].reshape(-1)[start : start + shard.numel()])
-            else:
-                value.copy_(state[name])
+            part = self._part(value)
+            count = part.values.numel()
+            part.values.copy_(state[name].reshape(-1)[part.start : part.start + count].view(part.values.shape))
         if self.engine is not None:
             self.engine.optimizer.refresh_fp32_params()
 
@@ -134,24 +135,31 @@ class Zero(Distributed):
     def save_training_state(self, folder: Path) -> None:
         self._engine()
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: self._local(value) for name, value in saved_tensors(self.module).items()}
         if self.sharded or self.is_main:
-            storage.save_tensors(folder / self._weights_file(), weights)
-        storage.save_tensors(folder / f"optimizer_{self.rank:05d}.safetensors", self._optimizer_state())
+            weights = {name: self._part(value) for name, value in saved_tensors(self.module).items()}
+            storage.save_parts(folder, "weights", self.rank, weights)
+        storage.save_parts(folder, "optimizer", self.rank, optimizer_parts(self.engine.optimizer, self.pieces()))
         if self.is_main:
-            storage.write_header(folder, self._header())
+            storage.write_header(folder, storage.Header(self.mode, self.world_size, self.fingerprint()))
 
     @torch.no_grad()
     def load_training_state(self, folder: Path) -> None:
         self._engine()
-        storage.check_header(folder, self._header())
-        weights = storage.load_tensors(folder / self._weights_file())
+        storage.check_header(folder, self.fingerprint())
+        weights = storage.Parts(folder, "weights")
         own = saved_tensors(self.module)
-        storage.check_names(own, weights)
+        storage.check_names(own, weights.names)
         self._release()
         for name, value in own.items():
-            self._local(value).copy_(weights[name])
-        self._load_optimizer_state(storage.load_tensors(folder / f"optimizer_{self.rank:05d}.safetensors"))
+            storage.fill(self._part(value), weights, name)
+        self.engine.optimizer.refresh_fp32_params()
+        load_optimizer(self.engine.optimizer, self.pieces(), storage.Parts(folder, "optimizer"))
+
+    def pieces(self) -> list[list[Piece]]:
+        """What lies where in this rank's masters, one list for each."""
+        names = {id(value): name for name, value in self.module.named_parameters()}
+        find = zero3_pieces if self.sharded else zero2_pieces
+        return find(self.engine.optimizer, names, self.rank)
 
     def close(self) -> None:
         if self.engine is not None:
@@ -168,11 +176,10 @@ class Zero(Distributed):
             raise VisdError("this backend was set up for inference only: it has no optimiser.")
         return self.engine
 
-    def _weights_file(self) -> str:
-        return f"weights_{self.rank:05d}.safetensors" if self.sharded else "weights.safetensors"
-
-    def _local(self, value: Tensor) -> Tensor:
-        return own_part(value, self.rank) if hasattr(value, "ds_tensor") else value.detach()
+    def _part(self, value: Tensor) -> storage.Part:
+        if not hasattr(value, "ds_tensor"):
+            return storage.Part(value.detach())
+        return storage.Part(own_part(value, self.rank), self.rank * value.ds_tensor.numel())
 
     @contextmanager
     def _gathered(self, value: Tensor) -> Iterator[None]:
@@ -181,49 +188,6 @@ class Zero(Distributed):
             return
         with self._deepspeed.zero.GatheredParameters([value]):
             yield
-
-    def _header(self) -> storage.Header:
-        return storage.Header(self.mode, self.world_size, self.fingerprint())
-
-    def _masters(self) -> list[Tensor]:
-        """This rank's float32 parts, flat, one a group; the optimiser's state is kept by them."""
-        optimizer = self.engine.optimizer
-        return list(
-            optimizer.fp32_partitioned_groups_flat if self.sharded else optimizer.single_partition_of_fp32_groups
-        )
-
-    def _optimizer_state(self) -> dict[str, Tensor]:
-        inner = self.engine.optimizer.optimizer
-        tensors = {}
-        for i, master in enumerate(self._masters()):
-            tensors[f"{i}/master"] = master
-            tensors |= {f"{i}/{key}": value for key, value in inner.state.get(master, {}).items()}
-        return tensors
-
-    def _load_optimizer_state(self, tensors: dict[str, Tensor]) -> None:
-        inner = self.engine.optimizer.optimizer
-        masters = self._masters()
-        for master in masters:
-            inner.state.pop(master, None)
-        for path, value in tensors.items():
-            index, _, key = path.partition("/")
-            master = masters[int(index)]
-            if key == "master":
-                master.copy_(value)
-            else:
-                # torch keeps the step count, a scalar, on the CPU unless the optimiser is fused
-                inner.state.setdefault(master, {})[key] = value.to(master.device) if value.ndim else value
-
-
-def own_part(parameter: Any, rank: int) -> Tensor:
-    """A flat view of what `rank` stores of a ZeRO-3 parameter, without the padding at the parameter's end.
-
-    The padding is uninitialised memory, so that no norm may see it. Writing to the view changes the model at the next
-    gather.
-    """
-    shard: Tensor = parameter.ds_tensor.data
-    own = min(max(parameter.ds_numel - rank * shard.numel(), 0), shard.numel())
-    return shard.narrow(0, 0, own)
 
 
 def engine_config(section: ParallelSection, bf16: bool, max_grad_norm: float, device: torch.device) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from visd.config import TeacherSection
 from visd.parallel.base import Backend
-from visd.parallel.storage import load_tensors, save_tensors
+from visd.parallel.storage import Part, Parts, save_parts
 from visd.types import VisdError
 
+KIND = "teacher"
+KEEP = "keep teacher.weights, teacher.ema_dtype and the model as they were."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -100,34 +102,28 @@ class TeacherWeights:
         start = {f"start/{name}": value for name, value in self._start.items()}
         return start | {f"teacher/{name}": value for name, value in self._own.items()}
 
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from `state_dict` of the same rank, mode and number of ranks. Call after `attach`.
-
-        Raises:
-            VisdError: a tensor is missing, left over, or of another shape or dtype.
-        """
-        own = self.state_dict()
-        for name in sorted(own.keys() | state.keys()):
-            mine, given = own.get(name), state.get(name)
-            if mine is None or given is None or mine.shape != given.shape or mine.dtype != given.dtype:
-                raise VisdError(
-                    f"the saved teacher does not fit this run at {name!r} ({_describe(given)} instead of "
-                    f"{_describe(mine)}): keep teacher.weights, teacher.ema_dtype and the model as they were."
-                )
-        copy_all(state, own)
-
     def save(self, backend: Backend, folder: Path) -> None:
         """Write this rank's file; the main rank's serves all where ranks hold the same."""
         if backend.sharded or backend.is_main:
-            save_tensors(self._file(backend, folder), self.state_dict())
+            starts = backend.shard_starts()
+            parts = {name: Part(value, starts[name.partition("/")[2]]) for name, value in self.state_dict().items()}
+            save_parts(folder, KIND, backend.rank, parts)
 
+    @torch.no_grad()
     def load(self, backend: Backend, folder: Path) -> None:
-        """The inverse of `save`, for the same mode and number of ranks."""
-        self.load_state_dict(load_tensors(self._file(backend, folder)))
+        """The inverse of `save`, whatever number of ranks and mode wrote it. Call after `attach`.
 
-    def _file(self, backend: Backend, folder: Path) -> Path:
-        return folder / f"rank_{backend.rank if backend.sharded else 0:05d}.safetensors"
+        Raises:
+            VisdError: a tensor is missing, left over, or of another size or dtype.
+        """
+        saved, own, starts = Parts(folder, KIND), self.state_dict(), backend.shard_starts()
+        for name in sorted(own.keys() ^ set(saved.names)):
+            raise VisdError(f"{folder}: the saved teacher {'lacks' if name in own else 'also has'} {name!r}: {KEEP}")
+        for name, value in own.items():
+            given = saved.read(name, starts[name.partition("/")[2]], value.numel())
+            if given.dtype != value.dtype:
+                raise VisdError(f"{folder}: the saved teacher has {name!r} in {given.dtype}, not {value.dtype}: {KEEP}")
+            value.copy_(given.view(value.shape))
 
     def _teacher(self) -> dict[str, Tensor]:
         return self._own or self._start
@@ -160,7 +156,3 @@ def copy_all(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None
 def _square_distance(a: Tensor, b: Tensor) -> float:
     difference = a.to(torch.float32, copy=True).sub_(b)
     return float(torch.linalg.vector_norm(difference, dtype=torch.float64)) ** 2
-
-
-def _describe(value: Tensor | None) -> str:
-    return "none" if value is None else f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"

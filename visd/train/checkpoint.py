@@ -24,7 +24,7 @@ from visd.types import VisdError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 STATE = "state.json"
 TEMPORARY = ".tmp-"
@@ -258,7 +258,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     manifest = read_json(path / MANIFEST)
     if manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
-        raise VisdError(f"{path / MANIFEST} has format {manifest.get('format')!r}, this version reads {FORMAT}.")
+        raise VisdError(
+            f"{path / MANIFEST} has format {manifest.get('format')!r}, this version reads {FORMAT}: finish the run with the version that began it."
+        )
     files: dict[str, Any] = manifest["files"]
     return files
 

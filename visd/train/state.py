@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,11 +100,18 @@ def restore(run: Run, store: CheckpointStore, path: Path) -> None:
         weights.load(run.backend, path / name)
     run.method.load_state_dict(state.method)
     run.step, run.policy_version = state.step, state.policy_version
-    run.drops.by_id.update(state.extra["drops"][run.backend.rank])
+    run.drops.by_id.update(own_share(run, state.extra["drops"]))
     if run.judge is not None and (judges := state.extra.get("judge")):  # the identity says it is the same judge
-        run.judge.load_state_dict(judges[run.backend.rank])
-    run.reduced.update(state.extra["reduced"][run.backend.rank])
+        run.judge.load_state_dicts(judges)
+    run.reduced.update(own_share(run, state.extra["reduced"]))
     run.best = Best(**best) if (best := state.extra.get("best")) else None
+
+
+def own_share(run: Run, saved: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What this rank noted, of one entry a rank; where another number of ranks goes on, the main one has all notes."""
+    if len(saved) == run.backend.world_size:
+        return dict(saved[run.backend.rank])
+    return {key: value for notes in saved for key, value in notes.items()} if run.backend.is_main else {}
 
 
 def teachers(run: Run) -> dict[str, TeacherWeights]:
@@ -134,7 +141,7 @@ def identity(run: Run) -> dict[str, Any]:
         for name, value in flat(dataclasses.asdict(run.config)).items()
         if not any(name == may or name.startswith(may + ".") for may in MAY_CHANGE)
     }
-    return {"model": run.backend.fingerprint(), "processes": run.backend.world_size, **fields}
+    return {"model": run.backend.fingerprint(), **fields}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
