@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from transformers import Qwen3_5Config, Qwen3_5TextConfig, Qwen3NextConfig
 
+from visd.config import FramesSection, PromptSection
 from visd.media.families import family_from_config
 from visd.media.families.base import Family
 from visd.media.families.qwen2_5_vl import Qwen25VL
 from visd.media.families.qwen3_vl import Qwen3VL
 from visd.media.positions import qwen2_5_vl, qwen3_vl, text_only
+from visd.media.processor import PromptProcessor
 from visd.types import VisdError, VisionInputs
 
 
@@ -135,6 +140,22 @@ class TestFamily:
         config = SimpleNamespace(model_type="llava", vision_config=SimpleNamespace())
         with pytest.raises(VisdError, match="'llava' is not supported"):
             family_from_config(config)
+
+    @pytest.mark.parametrize(
+        ("config", "name"),
+        [(Qwen3_5Config, "qwen3_5"), (Qwen3_5TextConfig, "qwen3_5_text"), (Qwen3NextConfig, "qwen3_next")],
+    )
+    def test_linear_attention_is_refused_with_its_reason(self, config: Any, name: str, tmp_path: Path) -> None:
+        """Qwen3.5 and Qwen3-Next by the installed transformers' own configs."""
+        config().save_pretrained(tmp_path)
+        with pytest.raises(
+            VisdError, match=f"'{name}' has layers of the kind linear_attention, which keep one running"
+        ):
+            PromptProcessor.load(str(tmp_path), PromptSection(), tmp_path, FramesSection())
+
+    def test_a_decoder_of_attention_alone_is_not(self) -> None:
+        layers = ["full_attention", "sliding_attention"]
+        assert family_from_config(SimpleNamespace(model_type="gemma3_text", layer_types=layers)).name == "text"
 
     def test_text_model(self) -> None:
         family = family_from_config(SimpleNamespace(model_type="llama"))

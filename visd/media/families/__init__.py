@@ -27,6 +27,9 @@ SPECIAL_TO_BAN = (
 )
 """Tokens that open a turn or stand for media; an answer that holds one cannot be scored."""
 
+LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
+"""Kinds of decoder layers that keep keys and values."""
+
 
 @cache
 def media_families() -> dict[str, Callable[[Any], Family]]:
@@ -45,10 +48,11 @@ def family_from_config(hf_config: Any, tokenizer: Any = None) -> Family:
         tokenizer: adds the ids of tokens that the config does not name (the opening of a turn) to `banned_ids`.
 
     Raises:
-        VisdError: the architecture is not supported.
+        VisdError: the architecture is not supported, for one because layers of its decoder are recurrent.
     """
     model_type = getattr(hf_config, "model_type", None)
     families = media_families()
+    check_layers(hf_config)
     if model_type in families:
         family = families[model_type](hf_config)
     elif any(hasattr(hf_config, part) for part in ("vision_config", "audio_config", "thinker_config")):
@@ -59,6 +63,21 @@ def family_from_config(hf_config: Any, tokenizer: Any = None) -> Family:
     else:
         family = Family(name="text", model_type=str(model_type))
     return with_banned_tokens(family, tokenizer) if tokenizer is not None else family
+
+
+def check_layers(hf_config: Any) -> None:
+    """Refuse a decoder with layers that are no attention, as Qwen3.5 and Qwen3-Next have them.
+
+    Raises:
+        VisdError: names the kind of layer, and why.
+    """
+    kinds = getattr(getattr(hf_config, "text_config", None) or hf_config, "layer_types", None) or ()
+    if other := sorted(set(kinds) - set(LAYERS)):
+        raise VisdError(
+            f"model.path: {hf_config.model_type!r} has layers of the kind {other[0]}, which keep one running state instead "
+            "of keys and values, so that answers cannot go on from a prompt that they share; take a model with attention "
+            "in every layer, such as Qwen3-VL."
+        )
 
 
 def with_banned_tokens(family: Family, tokenizer: Any) -> Family:
