@@ -21,7 +21,7 @@ from visd.config import ConfigError, RunConfig, load
 from visd.media.cache import FrameCache
 from visd.media.errors import DecodeError
 from visd.media.families import family_from_config
-from visd.train.run import load_samples
+from visd.train.run import load_samples, training_samples
 from visd.types import Media
 
 AHEAD = 64
@@ -89,5 +89,6 @@ def fill(config: RunConfig) -> Filled:
 def distinct_media(config: RunConfig) -> list[Media]:
     """Every file and clip of the manifests once, in order."""
     splits = [split for split in ("train", "validation", "test") if getattr(config.data, split)]
-    samples = [sample for split in splits for sample in load_samples(config, split)]
+    read = {split: training_samples(config)[0] if split == "train" else load_samples(config, split) for split in splits}
+    samples = [sample for split in splits for sample in read[split]]
     return list(dict.fromkeys(item for sample in samples for item in sample.media))

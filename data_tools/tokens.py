@@ -11,6 +11,7 @@ from pathlib import Path
 from data_tools.probed import Probed
 from visd.cli import compose_config
 from visd.config import ConfigError, FramesSection, load
+from visd.data.key_frames import with_key_frames
 from visd.data.prompts import PromptBuilder
 from visd.media.container import FrameIndex
 from visd.media.errors import DecodeError
@@ -48,12 +49,13 @@ class TokenCounter:
         self._sizes = self.processor.family.sizes(config.prompt.video)
 
     def count(self, sample: Sample, probed: Probed | None) -> Budget:
-        """The tokens of a sample's prompt, before anything is reduced to fit.
+        """The tokens of a sample's prompt in training, before anything is reduced to fit.
 
         Raises:
             DecodeError: a medium is broken or cannot be sampled at these settings.
             ConfigError: a medium was not probed.
         """
+        sample = with_key_frames(sample, self.section.key_frames)
         media = sample.media if self.processor.family.has_media else ()
         sizes = [self._size(item, probed) for item in media]
         tokens = self.processor.count_tokens(self.builder.messages(sample.question()), sizes)
@@ -75,7 +77,7 @@ class TokenCounter:
         index = even_index(file.frames, file.duration, file.fps)
         clip = {"start": item.start, "end": item.end, "fps": item.fps}
         numbers, height, width = planned(
-            path, index, file.height, file.width, settings=self._sizes, factor=factor, **clip
+            path, index, file.height, file.width, settings=self._sizes, factor=factor, also=item.also, **clip
         )
         return MediumSize("video", tuple(index.times[number] for number in numbers), numbers, height, width)
 

@@ -103,6 +103,9 @@ class PromptSection:
     max_tokens: int = 16384  # longest prompt
     over_budget: str = "drop"  # what becomes of a longer one: drop (counted), frames (as many as fit, not below video.min_frames) or pixels (smaller frames, not below video.min_pixels)
     layout: str = "native"  # a video is one for the model too (native), or its frames are images after their number and time (timestamped_frames)
+    key_frames: list[str] = field(
+        default_factory=list
+    )  # question families whose training prompts, never those of evaluations, also show the key frames of their evidence; all takes every family; empty: the student is shown no evidence
     position_rule: str = (
         "vllm"  # Qwen2.5-VL after a video: vllm continues from the largest position + 1, transformers as its 5.19
     )

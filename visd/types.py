@@ -52,6 +52,7 @@ class Media:
     start: float | None = None  # s, beginning of the used part
     end: float | None = None  # s
     fps: float | None = None  # overrides prompt.video.fps for this item
+    also: tuple[float, ...] = ()  # s, times of frames that are shown besides those sampled (prompt.key_frames)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ class Message:
 
 @dataclass(frozen=True)
 class Question:
-    """All that a student prompt may be built from. It has no field for an answer or for evidence."""
+    """All that a student prompt may be built from. It has no field for an answer or for evidence.
+
+    With `prompt.key_frames`, and only then, `Media.also` holds times that came from the evidence.
+    """
 
     id: str
     media: tuple[Media, ...]

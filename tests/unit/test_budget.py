@@ -76,11 +76,11 @@ def test_the_count_is_what_the_processor_makes(
     merged = family.merge_size**2
     assert asked._frames is not None
     frames = [asked._frames.get(item) for item in media]
-    shapes = [family.visual_tokens(MediumSize.of("video", item)) for item in frames]
+    shapes = [family.visual_tokens(MediumSize.of(item, shown)) for item, shown in zip(media, frames, strict=True)]
     grids = [g for g in (prompt.vision.image_grid_thw, prompt.vision.video_grid_thw) if g is not None]
     assert sum(shapes) == sum(int(grid.prod(-1).sum()) // merged for grid in grids)
     assert sum(shapes) == int((prompt.mm_token_type_ids > 0).sum())
-    sizes = [MediumSize.of(item.kind, shown) for item, shown in zip(media, frames, strict=True)]
+    sizes = [MediumSize.of(item, shown) for item, shown in zip(media, frames, strict=True)]
     assert asked.count_tokens((Message("user", CHATS[media]),), sizes) == len(prompt)
 
 

@@ -71,10 +71,12 @@ def _fewer_frames(sizes: Sequence[MediumSize], section: VideoSection, count: Cou
         middle = floor_by_factor((low + high) // 2, FRAME_FACTOR)
         low, high = (middle, high) if count(shrunk(middle)) <= limit else (low, middle)
     return [
-        replace(section, max_frames=len(after.times), max_pixels=_same_size(section, len(before.times)))
-        if before.kind == "video"
+        replace(
+            section, max_frames=_share(size, low, longest, section), max_pixels=_same_size(section, len(size.times))
+        )
+        if size.kind == "video"
         else section
-        for before, after in zip(sizes, shrunk(low), strict=True)
+        for size in sizes
     ]
 
 

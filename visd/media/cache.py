@@ -103,7 +103,7 @@ class FrameCache:
         except OSError:
             identity = None
         sampling = sampling_key(task.settings, self.factor)
-        return (media.kind, str(task.path), identity, media.start, media.end, media.fps, sampling)
+        return (media.kind, str(task.path), identity, media.start, media.end, media.fps, media.also, sampling)
 
     def _decode(self, key: Hashable, task: DecodeTask) -> Decoded:
         if self._decoders is None:

@@ -66,7 +66,7 @@ class DecodeTask:
         if media.kind == "image":
             return decode_image(self.path, settings=self.settings, factor=self.factor)
         clip = {"start": media.start, "end": media.end, "fps": media.fps}
-        return decode(self.path, settings=self.settings, factor=self.factor, **clip)
+        return decode(self.path, settings=self.settings, factor=self.factor, also=media.also, **clip)
 
 
 class Decoders:

@@ -13,7 +13,7 @@ REASONS = (
     "unreadable",  # not a media file, or damaged where it is needed
     "no_video_stream",  # audio only
     "too_short",  # fewer frames than prompt.video.min_frames
-    "bad_clip",  # start and end do not lie inside the file
+    "bad_clip",  # start and end, or a key frame, do not lie inside the file
     "bad_size",  # an aspect ratio that no allowed size fits
     "truncated",  # the file ends before what its header announces and is asked for
     "unsupported",  # prompt.video.backend would show other frames than those asked for, or shows them wrongly

@@ -41,7 +41,7 @@ class TimestampedFrames(NativeVideo):
         if size.kind == "image":
             return [size]
         shown = zip(size.times, size.indices, strict=True)
-        return [replace(size, kind="image", times=(time,), indices=(index,)) for time, index in shown]
+        return [replace(size, kind="image", times=(time,), indices=(index,), also=()) for time, index in shown]
 
     def media(self, medium: Media, frames: Frames) -> list[tuple[Media, Frames]]:
         if medium.kind == "image":

@@ -73,6 +73,11 @@ class PromptProcessor:
         if not has_media:
             return cls(model_path, family, hf, section, None)
         family.check_processor(hf, model_path)
+        if section.key_frames and family.even_frames and section.layout == "native":
+            raise VisdError(
+                f"prompt.key_frames: {model_path!r} is told one rate for all frames of a video, so that frames between "
+                "them would move all others in time; take prompt.layout=timestamped_frames."
+            )
         sizes, factor = family.sizes(section.video), family.pixel_factor
         if shared is not None and (shared.settings, shared.factor) == (sizes, factor):
             return cls(model_path, family, hf, section, shared)
@@ -251,7 +256,7 @@ class PromptProcessor:
 
 
 def _sizes(media: Sequence[Media], decoded: Sequence[Frames]) -> list[MediumSize]:
-    return [MediumSize.of(item.kind, frames) for item, frames in zip(media, decoded, strict=True)]
+    return [MediumSize.of(item, frames) for item, frames in zip(media, decoded, strict=True)]
 
 
 def _reserved_tokens(tokenizer: Any) -> tuple[str, ...]:

@@ -175,5 +175,6 @@ def entry_key(path: Path, media: Media, settings: VideoSection, factor: int, has
         OSError: the file cannot be read.
     """
     digest = hashes.digest(path)
-    parts = (VERSION, digest, media.kind, media.start, media.end, media.fps, *sampling_key(settings, factor))
+    clip = (media.kind, media.start, media.end, media.fps)
+    parts = (VERSION, digest, *clip, *sampling_key(settings, factor), *media.also)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -4,7 +4,8 @@ Which frames: as many as qwen_vl_utils' `smart_nframes` says, evenly over the fr
 readers take them. How large: its `smart_resize`, within the pixel budget of its `fetch_video`. Deviations, each on
 purpose: frames lie between `start` and `end` by their own times, not by index / fps, so variable frame rates and
 rotated files come out right; a clip with fewer frames than `min_frames` is refused instead of sampled shorter;
-`max_pixels` is not capped a second time by a constant; nothing falls back to another reader.
+`max_pixels` is not capped a second time by a constant; nothing falls back to another reader. Frames asked for by their
+time (`Media.also`) come on top of those chosen, within the same pixel budget; one that is chosen anyway comes once.
 
 The time limit is checked between packets and frames in this process, so a single call into the decoder that never
 returns is not interrupted; for that, decoding has to move into a process that can be ended.
@@ -51,7 +52,14 @@ class _Choice:
 
 
 def decode(
-    path: Path, *, start: float | None, end: float | None, fps: float | None, settings: VideoSection, factor: int
+    path: Path,
+    *,
+    start: float | None,
+    end: float | None,
+    fps: float | None,
+    settings: VideoSection,
+    factor: int,
+    also: Sequence[float] = (),
 ) -> Frames:
     """Sampled frames of the video, or of its part from `start` to `end`.
 
@@ -59,10 +67,11 @@ def decode(
         start, end: s on the file's clock, on which its first frame is at 0; None takes the file's own.
         fps: frames a second to sample; None takes `settings.fps`.
         factor: both sides become multiples of this many pixels.
+        also: s, times whose frames are wanted too; of each the frame shown nearest to it.
 
     Returns:
         Frames; `times` are on the file's clock, `source_fps` and `duration` are those of the clip, so that
-        len(times) / duration is the sampled rate.
+        len(times) / duration is the sampled rate (where `also` adds none).
 
     Raises:
         DecodeError: see its reasons; never fewer or other frames than chosen.
@@ -71,7 +80,7 @@ def decode(
     deadline = Deadline(path, settings.timeout)
     with open_video(path, deadline) as (container, stream):
         index = index_frames(container, stream, deadline)
-    choice = _choose(path, index, start, end, fps or settings.fps, settings)
+    choice = _choose(path, index, start, end, fps or settings.fps, settings, also)
     pixels = None
     for slot, frame in enumerate(read_frames(settings.backend, index, choice.numbers, deadline)):
         if pixels is None:
@@ -118,6 +127,7 @@ def planned(
     fps: float | None,
     settings: VideoSection,
     factor: int,
+    also: Sequence[float] = (),
 ) -> tuple[tuple[int, ...], int, int]:
     """Numbers of the frames that `decode` would take, and their height and width; nothing is decoded.
 
@@ -127,7 +137,7 @@ def planned(
     Raises:
         DecodeError: too_short, bad_clip or bad_size.
     """
-    numbers = _choose(path, index, start, end, fps or settings.fps, settings).numbers
+    numbers = _choose(path, index, start, end, fps or settings.fps, settings, also).numbers
     return numbers, *_target_size(path, height, width, len(numbers), settings, factor)
 
 
@@ -141,7 +151,13 @@ def planned_image(path: Path, height: int, width: int, settings: VideoSection, f
 
 
 def _choose(
-    path: Path, index: FrameIndex, start: float | None, end: float | None, fps: float, settings: VideoSection
+    path: Path,
+    index: FrameIndex,
+    start: float | None,
+    end: float | None,
+    fps: float,
+    settings: VideoSection,
+    also: Sequence[float],
 ) -> _Choice:
     first, last = _clip(path, index, start, end)
     count = last - first + 1
@@ -158,7 +174,29 @@ def _choose(
     bounds = {"fps": fps, "min_frames": settings.min_frames, "max_frames": settings.max_frames}
     frames = smart_nframes(bounds, total_frames=count, video_fps=rate)
     numbers = torch.linspace(first, last, frames).round().long().tolist()
+    if also:
+        numbers = sorted({*numbers, *(_shown_at(path, index, first, last, time) for time in also)})
     return _Choice(tuple(numbers), rate, count / rate)
+
+
+def _shown_at(path: Path, index: FrameIndex, first: int, last: int, time: float) -> int:
+    """Number of the frame of the clip that is shown nearest to a time, which may lie a frame outside at most."""
+    low, high = index.times[first], index.times[last]
+    one_frame = (index.end - index.times[0]) / len(index.times)
+    if not low - one_frame <= time <= high + 2 * one_frame:
+        raise DecodeError(
+            "bad_clip",
+            path,
+            f"the key frame at {time:g} s does not lie in the clip, whose frames are shown from {low:.3f} to "
+            f"{high:.3f} s; correct the evidence.",
+        )
+    return nearest(index.times, time, first, last)
+
+
+def nearest(times: Sequence[float], time: float, first: int, last: int) -> int:
+    """Index of the time from `first` to `last` that lies nearest; the earlier of two as near."""
+    after = min(max(bisect_left(times, time, first, last + 1), first), last)
+    return after - 1 if after > first and time - times[after - 1] <= times[after] - time else after
 
 
 def _clip(path: Path, index: FrameIndex, start: float | None, end: float | None) -> tuple[int, int]:

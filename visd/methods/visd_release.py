@@ -5,6 +5,7 @@ teacher's prompt and no judge score anywhere. Its config also sets the published
 over each sequence, then over rollouts, sample deviation + 1e-4, beta 0, clip 0.2 / 0.2) and the teacher (EMA, rate
 0.01). Deviation: the average is kept in fp32; `teacher.ema_dtype=bfloat16` gives the released arithmetic, in which
 the teacher hardly moves. The release turns judge, teacher and EMA off after step 600, and so does `lam_steps`.
+`prompt=released` also shows the student the key frames of some questions while it trains, as the release does.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Names: `reward/`, `accuracy/<family>`, `advantage/`, `group/`, `rollout/`, `leak/`, `teacher/`, `judge/`, `gap/` (D_t = log
 teacher - log student), `overlap/` (their most probable tokens, `objective/overlap.py`), `weight/` (per-token weight), `policy/`, `engine/`, `update/` (tokens that went through the model),
-`drops/<reason>`, `prompts/reduced_<rule>`, `time/<phase>`, `meter/` (phases against their floors, `train/meter.py`).
+`drops/<reason>`, `prompts/reduced_<rule>`, `prompts/key_frames`, `time/<phase>`, `meter/` (phases against their floors, `train/meter.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ import numpy as np
 from visd.observe.accumulate import Metrics, Quantiles, Std
 from visd.observe.diagnostics import deliberation_markers, mentions_privileged
 from visd.seeding import generator
-from visd.types import DIMENSIONS, JudgeReport, Rewards, Rollout, RolloutGroup, TokenBatch, TokenCredit, TokenScores
+from visd.types import (
+    DIMENSIONS,
+    JudgeReport,
+    Rewards,
+    Rollout,
+    RolloutGroup,
+    Sample,
+    TokenBatch,
+    TokenCredit,
+    TokenScores,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -188,6 +198,14 @@ def reduction_metrics(reductions: Mapping[str, int]) -> Metrics:
     metrics.sum("prompts/reduced", *reductions.values())
     for rule, count in reductions.items():
         metrics.sum(f"prompts/reduced_{rule}", count)
+    return metrics
+
+
+def key_frame_metrics(samples: Sequence[Sample]) -> Metrics:
+    """`prompts/key_frames`: evidence shown to the student in a step, and the number of prompts that show any."""
+    metrics, shown = Metrics(), [sum(len(item.also) for item in sample.media) for sample in samples]
+    metrics.sum("prompts/key_frames", *shown)
+    metrics.sum("prompts/with_key_frames", sum(map(bool, shown)))
     return metrics
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from visd.config import RunConfig
 from visd.train.forecast import GIB, Counts, Forecast, forecast_of
-from visd.train.run import Run, load_samples
+from visd.train.run import Run, load_samples, training_samples
 from visd.types import DroppedSample, Sample
 
 AHEAD = 32
@@ -39,7 +39,7 @@ def check_run(run: Run) -> int:
     for split in ("train", "validation", "test"):
         if not getattr(run.config.data, split):
             continue
-        samples = load_samples(run.config, split)
+        samples = training_samples(run.config)[0] if split == "train" else load_samples(run.config, split)
         lengths, drops = check_samples(run, samples, split)
         problems += len(drops)
         console.print(f"{split}: {len(samples)} samples, prompts of {_range(lengths)} tokens, {len(drops)} unusable")

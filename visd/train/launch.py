@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from typing import Any
 
@@ -18,6 +19,8 @@ from visd.train.run import Run, set_up
 from visd.train.sft import train_sft
 from visd.train.state import export_model, resume
 
+log = logging.getLogger(__name__)
+
 
 def run_stage(config: RunConfig) -> int:
     """Set up, resume, train, export; returns the exit status."""
@@ -25,6 +28,8 @@ def run_stage(config: RunConfig) -> int:
     try:
         if run.backend.is_main:
             print_parameters(run)
+            if run.key_frames is not None:
+                log.warning(run.key_frames.told)
         if due(config, run.backend.device):
             run.rehearsal = rehearse(run)
         if config.check_only:
@@ -70,6 +75,7 @@ def summary(run: Run, wall_seconds: float) -> dict[str, Any]:
         "shared_prefix": run.policy.shares_prefixes,
         "unshared": run.unshared,
         **({"rehearsal": dataclasses.asdict(run.rehearsal)} if run.rehearsal is not None else {}),
+        **({"key_frames": dataclasses.asdict(run.key_frames)} if run.key_frames is not None else {}),
         **({"best": dataclasses.asdict(run.best)} if run.best is not None else {}),
         "processes": run.backend.world_size,
         "parallel": run.config.parallel.mode,

@@ -45,14 +45,14 @@ def candidates(builder: PromptBuilder, samples: Sequence[Sample]) -> list[Candid
     """The samples whose prompts may be longest, by the length of their text and the size of their media.
 
     A video has as many frames as the length in its record (`start`, `end`, `meta.duration`) gives, and at most
-    `prompt.video.max_frames`, each as large as the limits on pixels allow.
+    `prompt.video.max_frames`, besides those of `prompt.key_frames`, each as large as the limits on pixels allow.
     """
     processor = builder.processor
     largest = cache(partial(_largest, section=processor.video_limits, family=processor.family))
     tokens = cache(lambda size: sum(processor.family.visual_tokens(part) for part in processor.shown([size])))
 
     def sizes_of(sample: Sample) -> tuple[MediumSize, ...]:
-        return tuple(largest(item.kind, _seconds(item, sample), item.fps) for item in sample.media)
+        return tuple(largest(item.kind, _seconds(item, sample), item.fps, len(item.also)) for item in sample.media)
 
     def guess(sample: Sample) -> float:
         text = sum(len(message.content) for message in sample.messages)
@@ -67,16 +67,20 @@ def longest_bound(builder: PromptBuilder, known: Sequence[Candidate], limit: int
     best: Bound | None = None
     for sample, sizes in known:
         count = partial(builder.processor.count_tokens, builder.messages(sample.question()))
-        fitting = fitted(sizes, count, limit)
+        fitting = fitted(sizes, count, limit, 1 if any(item.also for item in sample.media) else FRAME_FACTOR)
         if fitting is not None and (best is None or count(fitting) > best.tokens):
             best = Bound(sample, fitting, count(fitting))
     return best
 
 
 def fitted(
-    sizes: tuple[MediumSize, ...], count: Callable[[Sequence[MediumSize]], int], limit: int
+    sizes: tuple[MediumSize, ...], count: Callable[[Sequence[MediumSize]], int], limit: int, step: int = FRAME_FACTOR
 ) -> tuple[MediumSize, ...] | None:
-    """The media with as many frames as fit; None where even two a video are too many."""
+    """The media with as many frames as fit; None where even two a video are too many.
+
+    Args:
+        step: frames by which a video's may differ.
+    """
     if count(sizes) <= limit:
         return sizes
 
@@ -86,8 +90,8 @@ def fitted(
     low, high = FRAME_FACTOR, max((len(size.times) for size in sizes if size.kind == "video"), default=0)
     if not high or count(shrunk(low)) > limit:
         return None
-    while high - low > FRAME_FACTOR:  # low fits, high does not
-        middle = floor_by_factor((low + high) // 2, FRAME_FACTOR)
+    while high - low > step:  # low fits, high does not
+        middle = floor_by_factor((low + high) // 2, step)
         low, high = (middle, high) if count(shrunk(middle)) <= limit else (low, middle)
     return shrunk(low)
 
@@ -118,12 +122,14 @@ def _seconds(media: Media, sample: Sample) -> float | None:
     return None if end is None else max(0.0, float(end) - (media.start or 0.0))
 
 
-def _largest(kind: str, seconds: float | None, fps: float | None, section: VideoSection, family: Family) -> MediumSize:
+def _largest(
+    kind: str, seconds: float | None, fps: float | None, also: int, section: VideoSection, family: Family
+) -> MediumSize:
     frames, pixels = 1, section.max_pixels
     if kind == "video":
         most = max(FRAME_FACTOR, floor_by_factor(section.max_frames, FRAME_FACTOR))
         asked = most if seconds is None else ceil_by_factor(seconds * (fps or section.fps), FRAME_FACTOR)
-        frames = int(min(most, max(asked, ceil_by_factor(section.min_frames, FRAME_FACTOR))))
+        frames = int(min(most, max(asked, ceil_by_factor(section.min_frames, FRAME_FACTOR)))) + also
         pixels = min(pixels, int(frame_budget(section, frames)))
     rows, columns = _grid(pixels, family.pixel_factor)
     end = UNKNOWN_END if seconds is None else seconds

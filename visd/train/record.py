@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from visd.objective.advantage import overlong
 from visd.observe.accumulate import Metrics, reduce
-from visd.observe.metrics import drop_metrics, group_metrics, reduction_metrics
+from visd.observe.metrics import drop_metrics, group_metrics, key_frame_metrics, reduction_metrics
 from visd.observe.records import rollout_records
 from visd.observe.timing import time_metrics
 from visd.train.run import Run
 from visd.train.update import Update
-from visd.types import RolloutGroup
+from visd.types import RolloutGroup, Sample
 
 
 def record_step(
@@ -24,7 +24,7 @@ def record_step(
     """
     assert run.tracker is not None
     tracker, gather, step = run.tracker, run.backend.all_gather_object, run.step
-    metrics = common_metrics(run, update.metrics)
+    metrics = common_metrics(run, update.metrics, [group.sample for group in (*groups, *left_out)])
     metrics.update(objective_metrics(run, groups, left_out))
     groups = [*groups, *left_out]
     metrics.update(group_metrics(groups))
@@ -54,13 +54,15 @@ def objective_metrics(run: Run, groups: Sequence[RolloutGroup], left_out: Sequen
     return metrics
 
 
-def common_metrics(run: Run, metrics: Metrics) -> Metrics:
-    """What every stage records: times, drops, decoding, teacher displacement."""
+def common_metrics(run: Run, metrics: Metrics, samples: Sequence[Sample]) -> Metrics:
+    """What every stage records: times, drops, decoding, key frames of the step's samples, teacher displacement."""
     seconds = run.timer.take()
     metrics.update(time_metrics(seconds))
     metrics.update(run.meter.take(seconds))
     metrics.update(drop_metrics(run.drops.reasons))
     metrics.update(reduction_metrics(run.reductions))
+    if run.key_frames is not None:
+        metrics.update(key_frame_metrics(samples))
     metrics.sum("media/videos_decoded", run.videos_decoded)
     metrics.sum("media/tower_calls", run.policy.tower_calls)
     metrics.max("policy/version", run.policy_version)

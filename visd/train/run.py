@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from visd.config import ConfigError, RunConfig, TeacherSection, build
+from visd.data.key_frames import KeyFrames, splice
 from visd.data.manifest import load_manifest
 from visd.data.prompts import PromptBuilder
 from visd.data.sampler import StepSampler
@@ -135,6 +136,7 @@ class Run:
     policy_version: int = 0  # optimiser steps that changed the weights
     questions: Sequence[Sample] = ()  # what validation.every asks, over all ranks
     best: Best | None = None  # with validation.every
+    key_frames: KeyFrames | None = None  # with prompt.key_frames
     rehearsal: Rehearsal | None = None  # of this start
     unshared: list[str] = field(default_factory=list)  # models that train.shared_prefix=auto cannot share in, and why
 
@@ -221,6 +223,16 @@ def load_samples(config: RunConfig, split: str) -> list[Sample]:
     return samples
 
 
+def training_samples(config: RunConfig) -> tuple[list[Sample], KeyFrames | None]:
+    """Samples of the train split as the student is asked them, and with `prompt.key_frames` what that adds to them.
+
+    Raises:
+        ConfigError: see `load_samples`, and `prompt.key_frames` where there is nothing to add.
+    """
+    samples, families = load_samples(config, "train"), config.prompt.key_frames
+    return splice(samples, families) if families else (samples, None)
+
+
 def validation_questions(config: RunConfig) -> list[Sample]:
     """What is asked at every evaluation while training.
 
@@ -253,7 +265,7 @@ def set_up(config: RunConfig) -> Run:
     check_section(config.reward)
     check_blocks([*config.teacher.context, *config.sft.context])
     processor = PromptProcessor.load(config.model.path, config.prompt, Path(config.data.root), config.data.frames)
-    samples = load_samples(config, "train")
+    samples, key_frames = training_samples(config)
     questions = validation_questions(config) if config.validation.every else []
     method: Method = build(config.method, "method")
     if config.stage == "rl":
@@ -299,6 +311,7 @@ def set_up(config: RunConfig) -> Run:
         reduced={},
         unshared=[reason for reason in unshared if reason],
         questions=questions,
+        key_frames=key_frames,
         meter=Meter(config, policy, not engine.elsewhere, engine.uses_module),
         timer=PhaseTimer(torch.cuda.synchronize if backend.device.type == "cuda" else None),
     )

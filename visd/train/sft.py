@@ -48,7 +48,8 @@ def train_sft(run: Run) -> None:
         run.step += 1
         metrics.update(validate_if_due(run))
         assert run.tracker is not None
-        run.tracker.log_step(run.step, reduce(common_metrics(run, metrics), run.backend.all_gather_object))
+        metrics = common_metrics(run, metrics, [sample for sample, _ in pairs])
+        run.tracker.log_step(run.step, reduce(metrics, run.backend.all_gather_object))
         save_if_due(run, last)
 
 

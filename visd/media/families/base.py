@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from visd.config import VideoSection
 from visd.media.positions import text_only
+from visd.media.video import nearest
 from visd.types import Frames, Media, MediaKind, VisdError, VisionInputs
 
 
@@ -25,14 +26,22 @@ class MediumSize:
     indices: tuple[int, ...]  # frame numbers in the file, one a frame
     height: int  # pixels, as the vision tower sees it
     width: int  # pixels
+    also: tuple[int, ...] = ()  # those of `indices` that stay, however few frames are sampled
 
     @classmethod
-    def of(cls, kind: MediaKind, frames: Frames) -> MediumSize:
-        return cls(kind, frames.times, frames.indices, *frames.pixels.shape[1:3])
+    def of(cls, media: Media, frames: Frames) -> MediumSize:
+        last = len(frames.times) - 1
+        also = {frames.indices[nearest(frames.times, time, 0, last)] for time in media.also}
+        height, width = frames.pixels.shape[1:3]
+        return cls(media.kind, frames.times, frames.indices, height, width, tuple(sorted(also)))
 
     def with_frames(self, count: int) -> MediumSize:
-        """The same clip in `count` frames. Their times lie evenly between the known ones, as in files of one rate."""
+        """The same clip in `count` frames and those of `also`.
+
+        Their times lie evenly between the known ones, as in files of one rate.
+        """
         numbers = np.linspace(self.indices[0], self.indices[-1], count).round()
+        numbers = np.union1d(numbers, self.also) if self.also else numbers
         times = np.interp(numbers, self.indices, self.times)
         return replace(self, times=tuple(times.tolist()), indices=tuple(numbers.astype(int).tolist()))
 
@@ -51,6 +60,7 @@ class Family:
     projector_modules: tuple[str, ...] = ()  # paths, among or below them, of what maps to the decoder's width
     pixel_factor: int = 1  # both sides of a frame are multiples of this many pixels
     timestamps_in_text: bool = False  # the processor writes the time of frames into the prompt
+    even_frames: bool = False  # a native video's times follow from one rate, so that its frames must lie evenly
     four_rows: bool = False  # the decoder takes [4, B, L] positions; otherwise row 0 of them
     banned_ids: tuple[int, ...] = ()  # ids impossible to sample
 

@@ -34,6 +34,7 @@ class Qwen25VL(QwenVL):
 def _record(config: Any) -> Family:
     return Qwen25VL(
         name="qwen2_5_vl",
+        even_frames=True,
         projector_modules=("model.visual.merger",),
         tokens_per_second=config.vision_config.tokens_per_second,
         **qwen_facts(config),
