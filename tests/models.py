@@ -24,13 +24,20 @@ from visd.media.families.internvl import InternVL
 from visd.media.families.qwen_vl import QwenVL
 from visd.policy.model import PolicyModel
 from visd.policy.policy import Policy
-from visd.policy.vision import take_tower
+from visd.policy.vision import multiply_patches, take_tower, vision_modules
 from visd.types import Prompt, VisionInputs
 
 EOS = 3
 MEDIA_IDS = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
 MEDIA_FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl")
 FAMILIES = (*MEDIA_FAMILIES, "text")
+
+
+class Numbers:
+    """A tokenizer that writes ids as numbers."""
+
+    def decode(self, ids: list[int], **_: object) -> str:
+        return "".join(f"{i} " for i in ids if i != EOS)
 
 
 def tiny_hf(family: str, seed: int = 0) -> Any:
@@ -82,6 +89,8 @@ def tiny_policy(family: str, *, tower_inside: bool = False, seed: int = 0) -> Po
     """A policy around `tiny_hf`; by default with the tower frozen and outside."""
     hf = tiny_hf(family, seed)
     record = family_from_config(hf.config)
+    for module in vision_modules(hf, record):
+        multiply_patches(module)
     tower = take_tower(hf, record) if record.has_media and not tower_inside else None
     return Policy(PolicyModel(hf, record, record.has_media and tower_inside), tower, "tiny", (EOS,))
 

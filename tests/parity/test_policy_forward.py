@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from tests.models import FAMILIES, MEDIA_FAMILIES, tiny_hf, tiny_policy, video_prompt
+from tests.models import FAMILIES, MEDIA_FAMILIES, Numbers, tiny_hf, tiny_policy, video_prompt
 from visd.media.families import family_from_config
 from visd.policy.batch import Row
 from visd.policy.policy import Policy, part_of
 from visd.policy.vision import PatchProduct, multiply_patches
+from visd.rollout.base import Sampling
+from visd.rollout.transformers_engine import TransformersEngine
 from visd.types import Prompt, ScoreNeeds
 
 RESPONSES = ([7, 8, 9, 10], [11, 12], [13, 3])
@@ -27,11 +32,12 @@ def score(policy: Policy, prompts: list[Prompt], needs: ScoreNeeds, temperature:
     return {k: v for k, v in vars(scores).items() if v is not None}
 
 
-def plain_log_probabilities(family: str, prompt: Prompt, response: list[int], temperature: float) -> Tensor:
+def plain_log_probabilities(
+    hf: Any, family: str, prompt: Prompt, response: Sequence[int], temperature: float = 1.0
+) -> Tensor:
     """[R, V] by transformers' forward, which computes its own positions from token types and grids."""
-    hf = tiny_hf(family)
     record = family_from_config(hf.config)
-    ids = torch.cat([prompt.input_ids, torch.tensor(response)])[None]
+    ids = torch.cat([prompt.input_ids, torch.tensor(list(response))])[None]
     inputs: dict[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     vision = prompt.vision
     if vision.video_grid_thw is not None:
@@ -46,8 +52,7 @@ def plain_log_probabilities(family: str, prompt: Prompt, response: list[int], te
             inputs["second_per_grid_ts"] = torch.tensor(vision.second_per_grid_ts)
     elif vision.pixel_values is not None:
         inputs["pixel_values"] = vision.pixel_values
-    with torch.no_grad():
-        logits = hf(**inputs).logits[0, len(prompt) - 1 : -1].float() / temperature
+    logits = hf(**inputs).logits[0, len(prompt) - 1 : -1].float() / temperature
     logits[:, list(record.banned_ids)] = float("-inf")
     return logits.log_softmax(-1)
 
@@ -59,7 +64,8 @@ def test_padded_batch_equals_plain_forward(family: str, tower_inside: bool) -> N
     prompts = prompts_for(policy)
     got = score(policy, prompts, ScoreNeeds(entropy=True, top_k=5, full=True), temperature=0.7)
     for b, (prompt, response) in enumerate(zip(prompts, RESPONSES, strict=True)):
-        expected = plain_log_probabilities(family, prompt, response, 0.7)
+        with torch.no_grad():
+            expected = plain_log_probabilities(tiny_hf(family), family, prompt, response, 0.7)
         n = len(response)
         torch.testing.assert_close(got["full_logp"][b, :n], expected, atol=2e-6, rtol=0)
         torch.testing.assert_close(
@@ -98,6 +104,45 @@ def test_tower_outside_gives_the_gradients_of_the_plain_forward(family: str) -> 
         torch.testing.assert_close(parameter.grad, grads[name], atol=1e-6, rtol=1e-5)
     tower = [g for n, g in grads.items() if part_of(n.removeprefix("hf."), inside.family) == "encoder"]
     assert any(g is not None and g.abs().sum() > 0 for g in tower)
+
+
+@pytest.mark.parametrize("tower_inside", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_those_of_the_plain_forward(family: str, tower_inside: bool) -> None:
+    """Of every trained parameter to 1e-5 of its norm, with transformers' own forward, prompt by prompt."""
+    policy, hf = tiny_policy(family, tower_inside=tower_inside), tiny_hf(family)
+    prompts = prompts_for(policy)
+    score(policy, prompts, ScoreNeeds())["logp"].sum().backward()
+    for prompt, response in zip(prompts, RESPONSES, strict=True):
+        logp = plain_log_probabilities(hf, family, prompt, response)
+        logp[torch.arange(len(response)), torch.tensor(response)].sum().backward()
+    plain = dict(hf.named_parameters())
+    scale = max(float(p.grad.norm()) for p in plain.values() if p.grad is not None)
+    compared = 0
+    for name, parameter in policy.model.hf.named_parameters():
+        expected = plain[name].grad
+        if expected is None or parameter.grad is None:
+            assert expected is None and (parameter.grad is None or not parameter.grad.any()), name
+            continue
+        # A gradient that is rounding alone (a bias before softmax has none) is compared by the scale of all.
+        assert (parameter.grad - expected).norm() <= 1e-5 * max(float(expected.norm()), 1e-3 * scale), name
+        compared += 1
+    assert compared > 30
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rollouts_padded_on_the_left_equal_the_plain_forward(family: str) -> None:
+    """What the engine says of its tokens, sampled after prompts of several lengths in one batch."""
+    policy, hf = tiny_policy(family), tiny_hf(family)
+    prompts = prompts_for(policy)
+    engine = TransformersEngine(policy, Numbers())
+    groups = engine.generate(prompts, Sampling(2, 1.0, 1.0, 0, 5), [[1, 2], [3, 4], [5, 6]], 0)
+    for prompt, group in zip(prompts, groups, strict=True):
+        for rollout in group:
+            with torch.no_grad():
+                expected = plain_log_probabilities(hf, family, prompt, rollout.token_ids)
+            found = expected[torch.arange(len(rollout.token_ids)), torch.tensor(rollout.token_ids)]
+            torch.testing.assert_close(torch.tensor(rollout.logp), found, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family.startswith("qwen")])

@@ -5,20 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.models import EOS, tiny_policy, video_prompt
+from tests.models import EOS, Numbers, tiny_policy, video_prompt
 from visd.policy.batch import Row
 from visd.rollout import transformers_engine
 from visd.rollout.base import Sampling
 from visd.rollout.sampling import SeededSampler, token_pieces
 from visd.rollout.transformers_engine import TransformersEngine
 from visd.types import ScoreNeeds
-
-
-class Numbers:
-    """A tokenizer that writes ids as numbers."""
-
-    def decode(self, ids: list[int], **_: object) -> str:
-        return "".join(f"{i} " for i in ids if i != EOS)
 
 
 def drawn(sampling: Sampling, logits: list[float], rows: int, banned: list[int] | None = None) -> torch.Tensor:
