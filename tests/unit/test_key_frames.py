@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from data_tools.__main__ import main
+from data_tools.probed import load_probed
+from data_tools.tokens import TokenCounter
 from tests.media_files import frame_number, write_video
 from tests.runs import small_config, small_run
 from visd.config import ConfigError, FramesSection, PromptSection, VideoSection
@@ -24,6 +27,7 @@ from visd.media.store import entry_key
 from visd.media.video import decode, planned
 from visd.train.launch import run_stage
 from visd.train.longest import candidates, longest_bound
+from visd.train.run import load_samples
 from visd.types import Answer, DroppedSample, Evidence, Media, Message, Prompt, Sample, VisdError
 
 VIDEO = VideoSection(fps=2, min_frames=4, max_frames=8, min_pixels=1024, max_pixels=96 * 96)
@@ -203,6 +207,22 @@ def test_a_run_shows_them_in_training_only_and_says_so(
     assert bound is not None and bound.tokens >= max(map(len, trained.values()))
     plain = longest_bound(run.builder, candidates(run.builder, run.questions), 1024)
     assert plain is not None and plain.tokens < bound.tokens
+
+
+def test_tools_count_and_keep_what_training_shows(small_world: Path, tiny_qwen3_vl: Path, tmp_path: Path) -> None:
+    settings = [
+        "experiment=demo", f"data.root={small_world}", f"model.path={tiny_qwen3_vl}", "data.train=[train.jsonl]",
+        "data.validation=[validation.jsonl]", "data.test=[]", "prompt.max_tokens=1024", "prompt.video.max_frames=4",
+        "prompt.key_frames=[all]", f"data.frames.store={tmp_path / 'store'}",
+    ]  # fmt: skip
+    assert main(["probe", "--root", str(small_world), "--out", str(tmp_path / "probe.jsonl")]) == 0
+    assert main(["cache", *settings, "data.frames.workers=0", "tracking.progress=false"]) == 0
+    run = small_run(small_world, tiny_qwen3_vl, tmp_path / "run", *settings[3:])
+    prompts = dict_of(run.prompts(run.sampler.samples))
+    assert any(len(prompt.frame_times[0]) > 4 for prompt in prompts.values()) and run.videos_decoded == 0
+    counter, probed = TokenCounter(settings), load_probed((tmp_path / "probe.jsonl",))
+    for sample in load_samples(run.config, "train"):
+        assert counter.count(sample, probed).tokens == len(prompts[sample.id])
 
 
 def dict_of(pairs: list[tuple[Sample, Prompt]]) -> dict[str, Prompt]:
