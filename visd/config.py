@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from visd.config_train import TrackingSection, TrainSection, ValidationSection
+from visd.config_train import RolloutSection, TrackingSection, TrainSection, ValidationSection
 from visd.types import VisdError
 
 
@@ -110,20 +110,6 @@ class PromptSection:
         "vllm"  # Qwen2.5-VL after a video: vllm continues from the largest position + 1, transformers as its 5.19
     )
     video: VideoSection = field(default_factory=VideoSection)
-
-
-@dataclass
-class RolloutSection:
-    n: int = 8  # answers sampled a prompt
-    temperature: float = 1.0  # also divides the logits of student and teacher
-    top_p: float = 1.0  # nucleus of the sampled tokens
-    top_k: int = 0  # most probable tokens to sample from; 0 takes all
-    max_new_tokens: int = 768  # an answer of this length without an end is cut and counted as truncated
-    batch_prompts: int = 0  # prompts generated together on a rank; 0 takes all of the step
-    max_mismatch: float = 0.2  # nats, mean |log p of trainer - log p of engine| that stops the run; 0 never
-    engine: dict[str, Any] = field(
-        default_factory=lambda: {"_target_": "visd.rollout.transformers_engine.TransformersEngine"}
-    )  # who samples
 
 
 @dataclass
@@ -236,7 +222,7 @@ class RunConfig:
     tracking: TrackingSection = field(default_factory=TrackingSection)
 
 
-CHOICES: dict[str, tuple[str | bool, ...]] = {
+CHOICES: dict[str, tuple[str | bool | int, ...]] = {
     "checkpoint.export": ("final", "all", "never"),
     "stage": ("rl", "sft"),
     "train.shared_prefix": ("auto", True, False),
@@ -247,6 +233,7 @@ CHOICES: dict[str, tuple[str | bool, ...]] = {
     "prompt.layout": ("native", "timestamped_frames"),
     "prompt.position_rule": ("vllm", "transformers"),
     "prompt.video.backend": ("pyav", "decord", "torchcodec"),
+    "rollout.max_staleness": (0, 1),
     "reward.spatial_match": ("soft", "exact"),
     "reward.spatial_normaliser": ("claims", "matched"),
     "reward.spatial_aggregate": ("mean", "max"),
@@ -339,7 +326,7 @@ def _check_choices(config: RunConfig) -> None:
     for name, choices in CHOICES.items():
         value = _lookup(config, name)
         if value not in choices:
-            known = ", ".join(str(c).lower() if isinstance(c, bool) else c for c in choices)
+            known = ", ".join(str(c).lower() for c in choices)
             raise ConfigError(f"{name}: {value!r} is not one of {known}.")
     for part in config.model.freeze:
         if part not in FREEZABLE:
@@ -387,6 +374,17 @@ def _check_ranges(config: RunConfig) -> None:
         raise ConfigError("objective.old_logp: detached has no ratio after a first update; take start or engine.")
     if config.objective.dynamic_sampling != "off" and config.objective.judge_weight > 0:
         raise ConfigError("objective.dynamic_sampling: chooses groups before they are judged; set judge_weight=0.")
+    if config.rollout.max_staleness and config.stage == "rl":
+        if config.objective.old_logp != "engine" and not config.objective.importance_cap:
+            raise ConfigError(
+                "rollout.max_staleness: 1 learns from answers of older weights, which a ratio has to correct for; set "
+                "objective.old_logp=engine (clipped), or objective.importance_cap (truncated)."
+            )
+        if config.objective.dynamic_sampling == "refill":
+            raise ConfigError(
+                "rollout.max_staleness: 1 has a step's answers sampled by one version of the weights, and "
+                "objective.dynamic_sampling=refill samples more by a newer one; take drop or off."
+            )
 
 
 def _lookup(config: RunConfig, dotted: str) -> Any:

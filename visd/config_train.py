@@ -1,8 +1,9 @@
-"""The sections `train`, `validation` and `tracking` of the schema; `visd.config` holds the others and is where all are imported from."""
+"""The sections `train`, `rollout`, `validation` and `tracking` of the schema; `visd.config` holds the others and is where all are imported from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -17,6 +18,21 @@ class TrainSection:
     rehearse: str = "auto"  # before the first step of a start, run the largest one that the limits admit, which changes nothing, to see whether memory suffices: auto (on a GPU), always, never
     threads: int = 0  # CPU threads of a process; 0 divides the cores among the local ranks
     deterministic: bool = True  # use deterministic kernels, so that resume is bit-exact
+
+
+@dataclass
+class RolloutSection:
+    n: int = 8  # answers sampled a prompt
+    temperature: float = 1.0  # also divides the logits of student and teacher
+    top_p: float = 1.0  # nucleus of the sampled tokens
+    top_k: int = 0  # most probable tokens to sample from; 0 takes all
+    max_new_tokens: int = 768  # an answer of this length without an end is cut and counted as truncated
+    batch_prompts: int = 0  # prompts generated together on a rank; 0 takes all of the step
+    max_mismatch: float = 0.2  # nats, mean |log p of trainer - log p of engine| that stops the run; 0 never
+    max_staleness: int = 0  # 1: sample a step's answers with the weights before the update of the step before it, so that an engine elsewhere (rollout=vllm_server) samples while the trainer updates; needs objective.old_logp=engine or objective.importance_cap; 0: with the newest weights
+    engine: dict[str, Any] = field(
+        default_factory=lambda: {"_target_": "visd.rollout.transformers_engine.TransformersEngine"}
+    )  # who samples
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Step data to named metrics. Pure functions; the step's value comes from `accumulate.reduce` over ranks.
 
 Names: `reward/`, `accuracy/<family>`, `advantage/`, `group/`, `rollout/`, `leak/`, `teacher/`, `judge/`, `gap/` (D_t = log
-teacher - log student), `overlap/` (their most probable tokens, `objective/overlap.py`), `weight/` (per-token weight), `policy/`, `engine/`, `update/` (tokens that went through the model),
+teacher - log student), `overlap/` (their most probable tokens, `objective/overlap.py`), `weight/` (per-token weight), `policy/`, `engine/`, `stale/` (answers against the weights that learn from them), `update/` (tokens that went through the model),
 `drops/<reason>`, `prompts/reduced_<rule>`, `prompts/key_frames`, `time/<phase>`, `meter/` (phases against their floors, `train/meter.py`).
 """
 
@@ -117,11 +117,12 @@ def _rollouts(metrics: Metrics, rollouts: Sequence[Rollout]) -> None:
 
 
 def token_metrics(
-    batch: TokenBatch, credit: TokenCredit, student: TokenScores, teacher: TokenScores | None = None
+    batch: TokenBatch, credit: TokenCredit, student: TokenScores, teacher: TokenScores | None = None, fresh: bool = True
 ) -> Metrics:
     """What the policy, the teacher and the method say of the response tokens of one micro-batch.
 
-    `gap/`, `teacher/` and `weight/clip_share` cover the rows that the teacher scored, `weight/mean` all rows.
+    `gap/`, `teacher/` and `weight/clip_share` cover the rows that the teacher scored, `weight/mean` all rows. Where the
+    rows were sampled by older weights, not `fresh`, the distance to the sampling log-probabilities is `stale/`, not `engine/`.
     """
     metrics = Metrics()
     mask = batch.mask.bool()
@@ -136,9 +137,10 @@ def token_metrics(
         _quantiles(metrics, "policy/token_entropy", batch, student.entropy, mask)
     differences = (student.logp - batch.engine_logp).abs()
     mismatch = _flat(differences, mask)
-    metrics.mean("engine/logp_diff_mean", mismatch)
-    metrics.max("engine/logp_diff_max", *mismatch)
-    metrics.mean("engine/logp_diff_first", _flat(differences[:, 0], mask[:, 0]))  # right after the prompt
+    source = "engine" if fresh else "stale"
+    metrics.mean(f"{source}/logp_diff_mean", mismatch)
+    metrics.max(f"{source}/logp_diff_max", *mismatch)
+    metrics.mean(f"{source}/logp_diff_first", _flat(differences[:, 0], mask[:, 0]))  # right after the prompt
     scored = batch.taught
     metrics.mean("weight/teacher_share", _flat(scored.float(), mask))
     if bool(scored.any()):

@@ -30,7 +30,11 @@ class PhaseTimer:
         finally:
             if self._synchronize is not None:
                 self._synchronize()
-            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - start
+            self.add(name, self._clock() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Seconds of a phase that ran beside others, in a thread."""
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     def take(self) -> dict[str, float]:
         """Seconds by phase since the last call, and `step`, the whole time since then; starts anew."""

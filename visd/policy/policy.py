@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,9 +161,9 @@ class Policy:
             features.append(self._features.get(prompt.sample_id))
         return features
 
-    def forget_features(self) -> None:
-        """Free the features at the end of a step."""
-        self._features.clear()
+    def forget_features(self, keep: Collection[str] = ()) -> None:
+        """Free the features at the end of a step, except of some samples."""
+        self._features = {sample_id: found for sample_id, found in self._features.items() if sample_id in keep}
 
     def score(
         self,

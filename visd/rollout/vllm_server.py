@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
+from threading import BoundedSemaphore
 from typing import Any
 
 from visd.config import ConfigError
 from visd.parallel.base import Backend
 from visd.policy.policy import Policy
+from visd.rollout.background import in_background
 from visd.rollout.base import Limits, RolloutEngine, Sampling
 from visd.rollout.servers import Server, ServerPool
 from visd.rollout.transfer import transfer
@@ -50,6 +53,9 @@ class VLLMServerEngine(RolloutEngine):
         self._version: int | None = None  # of the weights that the servers have
         self._label = ""  # what the servers call these weights
         self._run = ""
+        self._slots = BoundedSemaphore(self.requests)
+        # A tokenizer keeps options of its last call, and the trainer calls its own while requests are made here.
+        self.tokenizer = deepcopy(self.tokenizer)
 
     def open(self, limits: Limits) -> None:
         check_limits(limits)
@@ -79,14 +85,19 @@ class VLLMServerEngine(RolloutEngine):
         """`seeds[i][0]` decides the tokens of all rollouts of prompt i, together with what its server computes beside them."""
         if not prompts:
             return []
-        with ThreadPoolExecutor(min(self.requests, len(prompts))) as threads:
-            asked = [
-                threads.submit(self._group, prompt, sampling, row, policy_version)
-                for prompt, row in zip(prompts, seeds, strict=True)
-            ]
-            return [group.result() for group in asked]
+        asked = [
+            in_background(partial(self._group, prompt, sampling, row, policy_version))
+            for prompt, row in zip(prompts, seeds, strict=True)
+        ]
+        return [group.result() for group in asked]
 
     def _group(
+        self, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], policy_version: int
+    ) -> tuple[Rollout, ...]:
+        with self._slots:
+            return self._asked(prompt, sampling, seeds, policy_version)
+
+    def _asked(
         self, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], policy_version: int
     ) -> tuple[Rollout, ...]:
         body: dict[str, Any] = {

@@ -16,6 +16,7 @@ from visd.objective.advantage import group_advantages, returns_of
 from visd.policy.oom import memory_of
 from visd.reward.combine import score
 from visd.seeding import derive_seed
+from visd.train.ahead import begin, take
 from visd.train.dynamic import varied_groups
 from visd.train.record import record_step
 from visd.train.run import Run
@@ -33,13 +34,12 @@ def train(run: Run) -> None:
     last = last_step(run)
     while run.step < last:
         step = run.step
-        pairs = run.step_prompts(step)
         judge = run.judge if run.method.wants_judge(step) else None
         early = judge if run.config.objective.dynamic_sampling == "off" else None
-        with run.timer.phase("sync"):
-            run.engine.sync(run.backend, run.policy_version)
-        groups = rewarded_rollouts(run, step, early, pairs)
-        groups, left_out = varied_groups(run, groups, step, partial(rewarded_rollouts, run, step, None))
+        groups = step_rollouts(run, step, early)
+        sample_ahead(run, step + 1)
+        groups = rewarded(run, groups, step)
+        groups, left_out = varied_groups(run, groups, step, partial(rewarded_rollouts, run, step))
         with run.backend.together(), run.timer.phase("judge"):
             groups = with_reports(judge, groups)
         groups = [with_advantages(run, group) for group in groups]
@@ -57,7 +57,7 @@ def train(run: Run) -> None:
             run.policy_version += update.made
             if update.made and run.teacher is not None and run.method.active(step):
                 run.teacher.update(run.backend, run.policy_version, update.made)
-        run.policy.forget_features()
+        run.forget_features()
         run.step += 1
         update.metrics.update(validate_if_due(run))
         record_step(run, groups, update, [with_advantages(run, group) for group in left_out])
@@ -70,24 +70,48 @@ def last_step(run: Run) -> int:
     return min(train.steps, run.step + train.stop_after) if train.stop_after else train.steps
 
 
-def rewarded_rollouts(
-    run: Run, step: int, judge: Judge | None, pairs: Sequence[tuple[Sample, Prompt]]
-) -> list[RolloutGroup]:
-    """Rollouts of some prompts with their verifiable rewards."""
+def step_rollouts(run: Run, step: int, judge: Judge | None) -> list[RolloutGroup]:
+    """The step's rollouts: those sampled ahead, else new ones by the newest weights."""
+    groups = take(run, step)
+    if groups is not None:
+        return groups
+    pairs = run.step_prompts(step)
+    run.sync_engine()
     with run.timer.phase("rollout"):
-        groups = sample_rollouts(run, pairs, step, judge)
-    with run.backend.together(), run.timer.phase("reward"):
-        return [with_rewards(run, group, step) for group in groups]
+        return sample_rollouts(run, pairs, step, judge)
+
+
+def sample_ahead(run: Run, step: int) -> None:
+    """With `rollout.max_staleness=1`, have the rollouts of a step begun by the weights before the update of the one before it."""
+    if not run.config.rollout.max_staleness or step == run.config.train.steps:
+        return
+    pairs = run.step_prompts(step)
+    run.sync_engine()
+    begin(run, step, pairs, partial(sample_rollouts, run, pairs, step, version=run.policy_version))
+
+
+def rewarded_rollouts(run: Run, step: int, pairs: Sequence[tuple[Sample, Prompt]]) -> list[RolloutGroup]:
+    """Rollouts of further prompts with their verifiable rewards."""
+    with run.timer.phase("rollout"):
+        groups = sample_rollouts(run, pairs, step)
+    return rewarded(run, groups, step)
 
 
 def sample_rollouts(
-    run: Run, pairs: Sequence[tuple[Sample, Prompt]], step: int, judge: Judge | None = None
+    run: Run,
+    pairs: Sequence[tuple[Sample, Prompt]],
+    step: int,
+    judge: Judge | None = None,
+    version: int | None = None,
 ) -> list[RolloutGroup]:
     """G rollouts a prompt; the seed of each depends on run, step, sample and generation, not on who samples it.
 
-    A judge is given each batch as soon as it is there, so that it can judge while the next one is generated.
+    Args:
+        judge: is given each batch as soon as it is there, so that it can judge while the next one is generated.
+        version: of the engine's weights; default: of the policy's, which may change while another thread samples.
     """
     sampling = run.sampling
+    version = run.policy_version if version is None else version
     size = run.config.rollout.batch_prompts or max(len(pairs), 1)
     groups: list[RolloutGroup] = []
     with run.sampling_weights():
@@ -98,13 +122,19 @@ def sample_rollouts(
                 for sample, _ in part
             ]
             with memory_of("rollout", (sample.id for sample, _ in part)):
-                rollouts = run.engine.generate([prompt for _, prompt in part], sampling, seeds, run.policy_version)
+                rollouts = run.engine.generate([prompt for _, prompt in part], sampling, seeds, version)
             batch = [RolloutGroup(s, p, r) for (s, p), r in zip(part, rollouts, strict=True)]
             run.meter.sampled(batch)
             if judge is not None:
                 judge.submit(batch)
             groups += batch
     return groups
+
+
+def rewarded(run: Run, groups: Sequence[RolloutGroup], step: int) -> list[RolloutGroup]:
+    """The groups with their verifiable rewards."""
+    with run.backend.together(), run.timer.phase("reward"):
+        return [with_rewards(run, group, step) for group in groups]
 
 
 def with_rewards(run: Run, group: RolloutGroup, step: int) -> RolloutGroup:

@@ -152,11 +152,12 @@ class Meter:
                 self._costs[id(policy)] = None
         return self._costs[id(policy)]
 
-    def take(self, seconds: dict[str, float]) -> Metrics:
+    def take(self, seconds: dict[str, float], ahead: Sequence[Prompt] = ()) -> Metrics:
         """`meter/...` of a step, means over the ranks; starts anew.
 
         Args:
             seconds: by phase, and `step`, as `PhaseTimer.take` gives them.
+            ahead: prompts of the next step whose features stay.
         """
         metrics, model = Metrics(), 0.0
         for phase, work in self._work.items():
@@ -175,7 +176,8 @@ class Meter:
             metrics.add("meter/outside_share", Ratio.of([max(step - timed, 0.0)], [step]))
         metrics.max("meter/peak_memory_gib", peak_memory(self._policy.device) / GIB)
         self._work.clear()
-        self._encoded.clear()
+        kept = {id(prompt.vision) for prompt in ahead}
+        self._encoded = {(policy, vision) for policy, vision in self._encoded if vision in kept}
         return metrics
 
 

@@ -58,7 +58,7 @@ def common_metrics(run: Run, metrics: Metrics, samples: Sequence[Sample]) -> Met
     """What every stage records: times, drops, decoding, key frames of the step's samples, teacher displacement."""
     seconds = run.timer.take()
     metrics.update(time_metrics(seconds))
-    metrics.update(run.meter.take(seconds))
+    metrics.update(run.meter.take(seconds, run.ahead.prompts))
     metrics.update(drop_metrics(run.drops.reasons))
     metrics.update(reduction_metrics(run.reductions))
     if run.key_frames is not None:

@@ -30,6 +30,7 @@ from visd.seeding import derive_seed, generator
 from visd.teacher.external import ExternalTeacher, check_media, load_external
 from visd.teacher.view import check_blocks
 from visd.teacher.weights import TeacherWeights
+from visd.train.ahead import Ahead
 from visd.train.meter import Meter
 from visd.train.optimizer import optimizer_factory
 from visd.train.sharing import share_where_possible, wants_sharing
@@ -131,6 +132,7 @@ class Run:
     reduced: dict[str, str]  # sample id to what was reduced to fit prompt.max_tokens, frames or pixels
     timer: PhaseTimer
     meter: Meter
+    ahead: Ahead = field(default_factory=Ahead)  # answers for the step to come, with rollout.max_staleness=1
     tracker: Tracker | None = None  # set when the first step is known
     step: int = 0  # optimiser steps done
     policy_version: int = 0  # optimiser steps that changed the weights
@@ -143,6 +145,16 @@ class Run:
     def sampling_weights(self) -> AbstractContextManager[object]:
         """Holds the weights whole for an engine that samples from the policy's own module. All ranks enter it."""
         return self.backend.whole_weights() if self.engine.uses_module else nullcontext()
+
+    def sync_engine(self) -> None:
+        """Give the engine the newest weights, once it owes no answers by older ones. All ranks call it."""
+        self.ahead.wait(self.backend)
+        with self.timer.phase("sync"):
+            self.engine.sync(self.backend, self.policy_version)
+
+    def forget_features(self) -> None:
+        """Free the features at the end of a step, but those of the next step's prompts where these are there already."""
+        self.policy.forget_features(keep={prompt.sample_id for prompt in self.ahead.prompts})
 
     @property
     def reductions(self) -> Counter[str]:
@@ -280,6 +292,10 @@ def set_up(config: RunConfig) -> Run:
     unshared = [share_where_possible(policy, config)] if share else []
     engine: RolloutEngine = build(config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer)
     engine.open(limits_of(config, backend.world_size))
+    if rl and config.rollout.max_staleness and not engine.elsewhere:
+        log.warning(
+            "rollout.max_staleness: 1 saves no time here: an engine in this process does not sample during updates"
+        )
     if judge is not None:
         judge.open(JudgeServices(Path(config.run.dir) / "judge", processor.frames, backend.rank, backend.world_size))
     backend.setup(policy.model, optimizer_factory(config.optim, policy.model), config.optim.max_grad_norm)

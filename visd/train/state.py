@@ -15,6 +15,7 @@ from torch import Tensor
 from visd.config import ConfigError
 from visd.policy.policy import export
 from visd.teacher.weights import TeacherWeights
+from visd.train.ahead import read_answers, write_answers
 from visd.train.checkpoint import CheckpointStore, TrainState, Writer
 from visd.train.run import Best, Run
 from visd.types import VisdError
@@ -42,6 +43,9 @@ def save_checkpoint(run: Run) -> Path:
     writers: dict[str, Writer] = {"backend": run.backend.save_training_state}
     for name, weights in teachers(run).items():
         writers[name] = partial(weights.save, run.backend)
+    if run.ahead.pending is not None:
+        run.ahead.wait(run.backend)
+        writers["ahead"] = partial(write_answers, run.ahead.pending.groups.result(), run.backend.rank)
     if run.config.checkpoint.export == "all":
         state = run.backend.full_state()
         writers["model"] = lambda folder: write_model(run, state, folder)
@@ -105,6 +109,8 @@ def restore(run: Run, store: CheckpointStore, path: Path) -> None:
         run.judge.load_state_dicts(judges)
     run.reduced.update(own_share(run, state.extra["reduced"]))
     run.best = Best(**best) if (best := state.extra.get("best")) else None
+    if (path / "ahead").is_dir():
+        run.ahead.stored = read_answers(path / "ahead")
 
 
 def own_share(run: Run, saved: Sequence[Mapping[str, str]]) -> dict[str, str]:

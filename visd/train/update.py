@@ -52,6 +52,10 @@ def update_policy(
     for name, value in run.method.observe(StepView(groups, seen, run.backend.all_gather_object), step).items():
         metrics.max(f"method/{name}", value)
     metrics.update(context_metrics(run, groups, teacher))
+    metrics.update(run.ahead.take_agreement())
+    if run.config.rollout.max_staleness:
+        sampled = [rollout for rollout in by_key.values() if not rollout.by_teacher]
+        metrics.mean("rollout/staleness", (run.policy_version - rollout.policy_version for rollout in sampled))
     update = Update(0, metrics, {})
     for part in mini_batches(run, groups):
         one_update(run, part, teacher, reference, old or {}, step, update)
@@ -193,7 +197,8 @@ def micro_step(
     run.backend.backward(loss, last=last)
 
     same_tokens = taught if needs is not None and needs.units is None else None
-    metrics.update(token_metrics(batch, credit, scores.student, same_tokens))
+    fresh = all(item.rollout.policy_version == run.policy_version for item in items)
+    metrics.update(token_metrics(batch, credit, scores.student, same_tokens, fresh))
     if taught is not None:
         metrics.update(magnitude_metrics(batch, credit, list(terms.values()), weights))
     if same_tokens is not None and needs is not None and run.config.teacher.overlap_k:

@@ -24,7 +24,8 @@ def validate_if_due(run: Run) -> Metrics:
     if not section.every or (run.step % section.every and run.step != run.config.train.steps):
         return metrics
     with run.timer.phase("validation"):
-        run.engine.sync(run.backend, run.policy_version)
+        run.sync_engine()
+        run.policy.forget_features()  # kept for the next step, whose samples may have the ids of other questions here
         together = run.config.train.prompts_per_step
         with run.sampling_weights():
             for start in range(0, len(run.questions), together):
