@@ -16,7 +16,14 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from visd.config_train import RolloutSection, TrackingSection, TrainSection, ValidationSection
+from visd.config_train import (
+    CheckpointSection,
+    ParallelSection,
+    RolloutSection,
+    TrackingSection,
+    TrainSection,
+    ValidationSection,
+)
 from visd.types import VisdError
 
 
@@ -30,15 +37,6 @@ class RunSection:
     seed: int = 0  # decides data order, sampled tokens and initial weights made here
     resume: str = (
         "auto"  # auto: newest checkpoint in run.dir if any; never: refuse a folder with steps; or a checkpoint's path
-    )
-
-
-@dataclass
-class CheckpointSection:
-    every: int = 50  # optimiser steps between checkpoints; 0 keeps only the final one
-    keep: int = 2  # newest checkpoints kept; 0 keeps all
-    export: str = (
-        "final"  # Hugging Face folder: final writes run.dir/model at the end, all also checkpoints/*/model, never none
     )
 
 
@@ -186,13 +184,6 @@ class SftSection:
     context: list[str] = field(
         default_factory=lambda: ["answer", "window", "key_times", "feedback"]
     )  # blocks that may appear in it
-
-
-@dataclass
-class ParallelSection:
-    mode: str = "none"  # none, ddp, zero2, zero3, fsdp2
-    offload_optimizer: bool = False  # zero: optimiser state in CPU memory
-    timeout_minutes: float = 10.0  # longest wait of a collective before the run stops
 
 
 @dataclass
@@ -358,6 +349,7 @@ def _check_ranges(config: RunConfig) -> None:
     if video.max_frames < 2:
         raise ConfigError("prompt.video.max_frames: must be at least 2, frames are taken in pairs.")
     for name in (
+        "parallel.lifeline_seconds",
         "model.lora.rank",
         "rollout.max_mismatch",
         "objective.importance_cap",

@@ -1,9 +1,18 @@
-"""The sections `train`, `rollout`, `validation` and `tracking` of the schema; `visd.config` holds the others and is where all are imported from."""
+"""The sections `checkpoint`, `train`, `rollout`, `parallel`, `validation` and `tracking` of the schema; `visd.config` holds the others and is where all are imported from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass
+class CheckpointSection:
+    every: int = 50  # optimiser steps between checkpoints; 0 keeps only the final one
+    keep: int = 2  # newest checkpoints kept; 0 keeps all
+    export: str = (
+        "final"  # Hugging Face folder: final writes run.dir/model at the end, all also checkpoints/*/model, never none
+    )
 
 
 @dataclass
@@ -33,6 +42,14 @@ class RolloutSection:
     engine: dict[str, Any] = field(
         default_factory=lambda: {"_target_": "visd.rollout.transformers_engine.TransformersEngine"}
     )  # who samples
+
+
+@dataclass
+class ParallelSection:
+    mode: str = "none"  # none, ddp, zero2, zero3, fsdp2
+    offload_optimizer: bool = False  # zero: optimiser state in CPU memory
+    timeout_minutes: float = 10.0  # longest wait of a collective before the run stops
+    lifeline_seconds: int = 30  # a machine that gives no sign of life for so long ends the run, a process that dies does so at once; 0 leaves the others to wait for timeout_minutes
 
 
 @dataclass

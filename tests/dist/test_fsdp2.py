@@ -46,7 +46,9 @@ def test_bfloat16_is_near_float32_and_weights_stay_float32(
         assert torch.cosine_similarity(a, b, dim=0) > 0.999 and not torch.equal(a, b)
         with run.backend.whole_weights() as module:
             assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
-            assert run.policy.score([i.row() for i in items_of(run, groups)], temperature=1.0, needs=ScoreNeeds(sampled=True))
+            assert run.policy.score(
+                [i.row() for i in items_of(run, groups)], temperature=1.0, needs=ScoreNeeds(sampled=True)
+            )
     finally:
         run.backend.close()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.dist.spawn import run
+from tests.dist.spawn import run, start
 from tests.judge_server import JudgeServer, judged_by
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
@@ -33,7 +35,14 @@ def test_a_judge_that_fails_one_rank(small_world: Path, tiny_qwen2_5_vl: Path, t
         limits = ["judge.max_failure_rate=0.1", "judge.window=4", "judge.retries=0"]
         dead = f"!judge.base_url={gone.url}"
         zero, one = messages(
-            tmp_path, small_world, tiny_qwen2_5_vl, 1, "data.train=[text_train.jsonl]", *judged_by(server), *limits, dead
+            tmp_path,
+            small_world,
+            tiny_qwen2_5_vl,
+            1,
+            "data.train=[text_train.jsonl]",
+            *judged_by(server),
+            *limits,
+            dead,
         )
     assert one.startswith("the judge failed")
     assert zero.startswith("process 1 stopped, and so do the others: VisdError: the judge failed")
@@ -52,3 +61,31 @@ def test_a_sample_that_only_one_rank_meets(small_world: Path, tiny_qwen2_5_vl: P
     own, other = sorted(said, key=lambda text: text.startswith("process"))
     assert own.startswith("1 of 4 samples were dropped (reserved_token: 1)")
     assert other.startswith("process ") and own in other
+
+
+def test_a_rank_that_is_killed_in_a_step(small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
+    """The other one says so and ends with its own status, and the run goes on from the newest checkpoint."""
+    out = tmp_path / "run"
+    arguments = [
+        str(tmp_path), "0", *COMMON, f"data.root={small_world}", f"model.path={tiny_qwen2_5_vl}", f"run.dir={out}",
+        "data.train=[text_train.jsonl]", "method=grpo", "checkpoint.every=1",
+    ]  # fmt: skip
+    other, killed = started = start("stop_worker", arguments, 2, tmp_path / "first")
+    end = time.monotonic() + 100
+    try:
+        while not (out / "checkpoints" / "step_000001").exists():
+            assert time.monotonic() < end and killed.poll() is None, (tmp_path / "first" / "rank_1.log").read_text()
+            time.sleep(0.01)
+        killed.kill()
+        assert other.wait(30) == 3  # a collective alone would wait for parallel.timeout_minutes, 10
+    finally:
+        for process in started:
+            process.kill()
+    assert killed.wait() == -signal.SIGKILL
+    said = (tmp_path / "first" / "rank_0.log").read_text()
+    assert "error: process 1 died without a word, and so the others stop" in said and "Traceback" not in said
+    done = len((out / "metrics.jsonl").read_text().splitlines())
+    assert 1 <= done < 4
+    run("stop_worker", arguments, 2, tmp_path / "second")
+    assert not list(tmp_path.glob("rank_*.txt"))
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]

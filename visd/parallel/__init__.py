@@ -42,7 +42,7 @@ def launch(section: ParallelSection, *, bf16: bool, threads: int) -> Backend:
     from visd.parallel.fsdp2 import FSDP2
     from visd.parallel.zero import Zero
 
-    join(place, device, timedelta(minutes=section.timeout_minutes))
+    join(place, device, timedelta(minutes=section.timeout_minutes), section.lifeline_seconds)
     if section.mode == "ddp":
         return DDP(place, device, bf16)
     if section.mode == "fsdp2":

@@ -159,4 +159,4 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Leave the process group."""
+        """Say goodbye to the other processes and leave the group."""

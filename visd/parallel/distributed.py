@@ -9,14 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from visd.parallel import lifeline
 from visd.parallel.base import Backend
 from visd.parallel.place import Place
 
 OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
-def join(place: Place, device: torch.device, timeout: timedelta) -> None:
-    """Enter the process group; a collective that waits longer than `timeout` raises."""
+def join(place: Place, device: torch.device, timeout: timedelta, lifeline_seconds: int) -> None:
+    """Enter the process group; a collective that waits longer than `timeout` raises, and a process's death ends all."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     # A plain start has no rendezvous address; a store in this process needs none.
     store = dist.HashStore() if place.world_size == 1 else None
@@ -28,6 +29,7 @@ def join(place: Place, device: torch.device, timeout: timedelta) -> None:
         timeout=timeout,
         device_id=device if device.type == "cuda" and place.world_size > 1 else None,
     )
+    lifeline.start(place, lifeline_seconds)
 
 
 class Distributed(Backend):
@@ -47,5 +49,6 @@ class Distributed(Backend):
         dist.barrier(device_ids=[self.local_rank] if self.device.type == "cuda" else None)
 
     def close(self) -> None:
+        lifeline.leave()
         if dist.is_initialized():
             dist.destroy_process_group()

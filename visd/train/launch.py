@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from visd.config import RunConfig
 from visd.observe.tracker import Tracker
+from visd.parallel import lifeline
 from visd.train.check import check_run
 from visd.train.loop import train
 from visd.train.rehearse import due, rehearse
@@ -24,32 +26,39 @@ log = logging.getLogger(__name__)
 
 def run_stage(config: RunConfig) -> int:
     """Set up, resume, train, export; returns the exit status."""
-    run = set_up(config)
-    try:
-        if run.backend.is_main:
-            print_parameters(run)
-            if run.key_frames is not None:
-                log.warning(run.key_frames.told)
-        if due(config, run.backend.device):
-            run.rehearsal = rehearse(run)
-        if config.check_only:
-            return check_run(run)
-        resume(run)
-        title = f"{run_name(config)} {config.stage}"
-        run.tracker = Tracker(run.dir, config.tracking, config.train.steps, run.step, run.backend.is_main, title)
+    with ExitStack() as closing:
         try:
-            run.tracker.config(config)
-            (train_sft if config.stage == "sft" else train)(run)
-            if run.step == config.train.steps and config.checkpoint.export != "never":
-                export_model(run, run.dir / "model")
-            run.tracker.summary(summary(run, run.tracker.wall_seconds))
-        finally:
-            run.tracker.close()
-        return 0
-    finally:
-        if run.judge is not None:
-            run.judge.close()
-        run.backend.close()
+            run = set_up(config)
+            closing.callback(run.backend.close)
+            if run.judge is not None:
+                closing.callback(run.judge.close)
+            return stage(run, closing)
+        except BaseException as error:
+            lifeline.leave(error)  # first of all: other processes may be waiting, and closing may take long
+            raise
+
+
+def stage(run: Run, closing: ExitStack) -> int:
+    """What `run_stage` does with a run that stands."""
+    config = run.config
+    if run.backend.is_main:
+        print_parameters(run)
+        if run.key_frames is not None:
+            log.warning(run.key_frames.told)
+    if due(config, run.backend.device):
+        run.rehearsal = rehearse(run)
+    if config.check_only:
+        return check_run(run)
+    resume(run)
+    title = f"{run_name(config)} {config.stage}"
+    run.tracker = Tracker(run.dir, config.tracking, config.train.steps, run.step, run.backend.is_main, title)
+    closing.callback(run.tracker.close)
+    run.tracker.config(config)
+    (train_sft if config.stage == "sft" else train)(run)
+    if run.step == config.train.steps and config.checkpoint.export != "never":
+        export_model(run, run.dir / "model")
+    run.tracker.summary(summary(run, run.tracker.wall_seconds))
+    return 0
 
 
 def run_name(config: RunConfig) -> str:
