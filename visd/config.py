@@ -38,6 +38,7 @@ class RunSection:
     resume: str = (
         "auto"  # auto: newest checkpoint in run.dir if any; never: refuse a folder with steps; or a checkpoint's path
     )
+    stop_file: str = ""  # once this file is there, the run takes it away, writes a checkpoint after its current step and ends with status 0; empty looks for none
 
 
 @dataclass

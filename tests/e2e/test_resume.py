@@ -101,6 +101,20 @@ def test_adapters_and_their_average_resume_bit_exactly(small_world: Path, warm_m
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("stage", [("method=grpo",), ("stage=sft", "method=grpo", "data.train=[sft_train.jsonl]")])
+def test_a_file_ends_a_start_after_its_step(
+    stage: tuple[str, ...], small_world: Path, tiny_qwen2_5_vl: Path, tmp_path: Path
+) -> None:
+    """The run takes it away and goes on when started again; one that ends anyway leaves it."""
+    file, out = tmp_path / "stop", tmp_path / "run"
+    for steps, left in ((1, False), (2, True)):
+        file.touch()
+        run_stage(config(small_world, tiny_qwen2_5_vl, out, *stage, "train.steps=2", f"run.stop_file={file}"))
+        assert len(records(out)) == steps and file.exists() == left
+        assert (out / "checkpoints" / f"step_{steps:06d}").is_dir()
+        assert json.loads((out / "summary.json").read_text())["finished"] == left
+
+
 def test_killed_at_any_moment_it_goes_on_as_if_it_had_not_been(
     small_world: Path, warm_model: Path, tmp_path: Path
 ) -> None:

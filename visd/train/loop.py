@@ -7,9 +7,13 @@ The loop never asks which method runs, how many processes there are or who sampl
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+
+import torch
 
 from visd.judge.base import Judge
 from visd.objective.advantage import group_advantages, returns_of
@@ -27,6 +31,8 @@ from visd.train.teach import old_scores, reference_scores, teacher_scores
 from visd.train.update import update_policy
 from visd.train.validate import validate_if_due
 from visd.types import Prompt, RolloutGroup, Sample
+
+log = logging.getLogger(__name__)
 
 
 def train(run: Run) -> None:
@@ -61,6 +67,7 @@ def train(run: Run) -> None:
         run.step += 1
         update.metrics.update(validate_if_due(run))
         record_step(run, groups, update, [with_advantages(run, group) for group in left_out])
+        last = stop_asked(run, last)
         save_if_due(run, last)
 
 
@@ -68,6 +75,23 @@ def last_step(run: Run) -> int:
     """The step after which this start ends."""
     train = run.config.train
     return min(train.steps, run.step + train.stop_after) if train.stop_after else train.steps
+
+
+def stop_asked(run: Run, last: int) -> int:
+    """The step after which this start ends: this one, where `run.stop_file` asks for it, or else `last`.
+
+    All ranks call it. A run that ends with this step anyway leaves the file, so that who put it there can tell.
+    """
+    name, backend = run.config.run.stop_file, run.backend
+    if not name or run.step == last:
+        return last
+    asked = backend.is_main and Path(name).exists()
+    if not backend.all_reduce(torch.tensor(float(asked)), "max").item():
+        return last
+    if backend.is_main:
+        Path(name).unlink()
+        log.info("stopping after step %d, as %s asks; start again to go on", run.step, name)
+    return run.step
 
 
 def step_rollouts(run: Run, step: int, judge: Judge | None) -> list[RolloutGroup]:

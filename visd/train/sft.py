@@ -15,7 +15,7 @@ from visd.policy.batch import Row
 from visd.policy.oom import memory_of
 from visd.seeding import generator
 from visd.teacher.view import render, teacher_prompt, verified
-from visd.train.loop import last_step
+from visd.train.loop import last_step, stop_asked
 from visd.train.plan import micro_batches
 from visd.train.record import common_metrics
 from visd.train.run import Run
@@ -50,6 +50,7 @@ def train_sft(run: Run) -> None:
         assert run.tracker is not None
         metrics = common_metrics(run, metrics, [sample for sample, _ in pairs])
         run.tracker.log_step(run.step, reduce(metrics, run.backend.all_gather_object))
+        last = stop_asked(run, last)
         save_if_due(run, last)
 
 

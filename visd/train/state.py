@@ -23,7 +23,7 @@ from visd.types import VisdError
 log = logging.getLogger(__name__)
 
 MAY_CHANGE = (
-    "check_only", "run.dir", "run.resume", "checkpoint", "train.steps", "train.stop_after", "train.threads", "train.rehearse",
+    "check_only", "run.dir", "run.resume", "run.stop_file", "checkpoint", "train.steps", "train.stop_after", "train.threads", "train.rehearse",
     "data.root", "data.validation", "data.test", "data.max_dropped", "data.frames",
     "prompt.video.timeout", "parallel", "tracking", "validation", "rollout.batch_prompts", "rollout.max_mismatch",
     *(f"rollout.engine.{name}" for name in (
