@@ -1,7 +1,12 @@
-"""A stand-in for the Hugging Face hub on the loopback: the calls by which a data set's commit, list of files and files are had."""
+"""A stand-in for the Hugging Face hub on the loopback.
+
+It answers the calls by which a data set's commit, list of files and files are had, and those by which a folder becomes a
+model: small files in the commit itself, safetensors by git-lfs before it.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -24,6 +29,11 @@ class Hub:
         self.lost: set[str] = set()  # files that are listed and then not there
         self.extra: list[str] = []  # names listed besides
         self.url = ""
+        self.models: dict[str, dict[str, bytes]] = {}  # files of what was pushed, by name
+        self.private: dict[str, bool] = {}
+        self.tokens: set[str | None] = set()  # of all that wrote
+        self.refusing = ""  # writing to an address that holds this is refused
+        self._large: dict[str, bytes] = {}  # by SHA-256
 
     def put(self, name: str, folder: Path, state: str = "1") -> str:
         """Publish a folder as a data set; its commit."""
@@ -54,6 +64,52 @@ class Hub:
             return 404, {"X-Error-Code": "EntryNotFound"}, b"{}"
         return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
 
+    def take(self, path: str, body: bytes, token: str | None) -> tuple[int, dict[str, str], bytes]:
+        """The answer to what is written."""
+        if self.refusing and self.refusing in path:
+            return 403, {}, json.dumps({"error": "you may not"}).encode()
+        if match := re.fullmatch(r"/large/([0-9a-f]{64})", path):  # no token: the address itself is the permission
+            assert hashlib.sha256(body).hexdigest() == match[1]
+            self._large[match[1]] = body
+            return 200, {}, b""
+        self.tokens.add(token)
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            if name in self.models:
+                return 409, {}, json.dumps({"error": "exists", "url": f"{self.url}/{name}"}).encode()
+            self.models[name], self.private[name] = {}, asked["visibility"] == "private"
+            return self._json({"url": f"{self.url}/{name}"})
+        if re.fullmatch(r"/api/models/(.+)/preupload/main", path):
+            modes = [
+                {"path": file["path"], "shouldIgnore": False, "uploadMode": self._mode(file["path"])}
+                for file in json.loads(body)["files"]
+            ]
+            return self._json({"files": modes})
+        if re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
+            objects = [
+                {**item, "actions": {"upload": {"href": f"{self.url}/large/{item['oid']}"}}}
+                for item in json.loads(body)["objects"]
+            ]
+            return self._json({"transfer": "basic", "objects": objects})
+        if (match := re.fullmatch(r"/api/models/(.+)/commit/main", path)) and match[1] in self.models:
+            for line in body.splitlines():
+                item = json.loads(line)
+                if item["key"] == "file":
+                    self.models[match[1]][item["value"]["path"]] = base64.b64decode(item["value"]["content"])
+                elif item["key"] == "lfsFile":
+                    self.models[match[1]][item["value"]["path"]] = self._large[item["value"]["oid"]]
+            return self._json({"commitUrl": f"{self.url}/{match[1]}/commit/{'1' * 40}", "commitOid": "1" * 40})
+        return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+
+    @staticmethod
+    def _mode(name: str) -> str:
+        return "lfs" if name.endswith(".safetensors") else "regular"
+
+    @staticmethod
+    def _json(value: object) -> tuple[int, dict[str, str], bytes]:
+        return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
+
     @staticmethod
     def _size(path: Path) -> int:
         return path.stat().st_size if path.is_file() else 0
@@ -65,8 +121,10 @@ def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub = Hub()
 
     class Handler(BaseHTTPRequestHandler):
-        def respond(self, body: bool) -> None:
-            status, headers, data = hub.answer(unquote(urlsplit(self.path).path))
+        def respond(self, body: bool, written: bytes | None = None) -> None:
+            path = unquote(urlsplit(self.path).path)
+            token = self.headers.get("Authorization")
+            status, headers, data = hub.answer(path) if written is None else hub.take(path, written, token)
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(name, value)
@@ -76,6 +134,22 @@ def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
         def do_GET(self) -> None:
             self.respond(True)
+
+        def do_POST(self) -> None:
+            self.respond(True, self._body())
+
+        def do_PUT(self) -> None:
+            self.respond(True, self._body())
+
+        def _body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers["Content-Length"]))
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return body
 
         def do_HEAD(self) -> None:
             self.respond(False)

@@ -13,6 +13,8 @@ class CheckpointSection:
     export: str = (
         "final"  # Hugging Face folder: final writes run.dir/model at the end, all also checkpoints/*/model, never none
     )
+    push_to_hub: str = ""  # repository of the Hugging Face hub (owner/name) that gets the exported model when the run is finished, with the token in the environment's HF_TOKEN; empty pushes nothing
+    hub_private: bool = True  # whether a repository that is made for it is private
 
 
 @dataclass

@@ -16,6 +16,7 @@ from visd.observe.tracker import Tracker
 from visd.parallel import lifeline
 from visd.train.check import check_run
 from visd.train.loop import train
+from visd.train.publish import check_publishing, publish
 from visd.train.rehearse import due, rehearse
 from visd.train.run import Run, set_up
 from visd.train.sft import train_sft
@@ -28,6 +29,7 @@ def run_stage(config: RunConfig) -> int:
     """Set up, resume, train, export; returns the exit status."""
     with ExitStack() as closing:
         try:
+            check_publishing(config.checkpoint)
             run = set_up(config)
             closing.callback(run.backend.close)
             if run.judge is not None:
@@ -55,9 +57,12 @@ def stage(run: Run, closing: ExitStack) -> int:
     closing.callback(run.tracker.close)
     run.tracker.config(config)
     (train_sft if config.stage == "sft" else train)(run)
-    if run.step == config.train.steps and config.checkpoint.export != "never":
+    finished = run.step == config.train.steps
+    if finished and config.checkpoint.export != "never":
         export_model(run, run.dir / "model")
     run.tracker.summary(summary(run, run.tracker.wall_seconds))
+    if finished and config.checkpoint.push_to_hub and run.backend.is_main:
+        publish(config.checkpoint, run.dir / "model")
     return 0
 
 
