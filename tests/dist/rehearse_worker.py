@@ -12,15 +12,15 @@ from torch import Tensor
 from tests.dist.mixed_worker import LIMIT, MODES
 from tests.runs import groups_with_advantages, small_config
 from visd.parallel import distributed
-from visd.parallel.fsdp2 import local
+from visd.parallel.storage import load_tensors
 from visd.train.rehearse import rehearse
 from visd.train.run import Run, set_up
 from visd.train.teach import teacher_scores
 from visd.train.update import update_policy
 
 
-def two_steps(run: Run) -> dict[str, Tensor]:
-    """This rank's weights, optimiser and gradient norms after them."""
+def two_steps(run: Run, folder: Path) -> dict[str, Tensor]:
+    """This rank's weights, optimiser and gradient norms after them; the state is written into a new folder."""
     found = {}
     for step in range(2):
         groups = groups_with_advantages(run, step)
@@ -28,14 +28,17 @@ def two_steps(run: Run) -> dict[str, Tensor]:
         found[f"norm {step}"] = torch.tensor(update.metrics.values()["optim/grad_norm"])
         run.policy.forget_features()
     found |= {name: value.clone() for name, value in run.backend.local_shards().items()}
-    state = run.backend._optimizer_state()  # type: ignore[attr-defined]
-    return found | {f"optimizer {path}": local(torch.as_tensor(value)).clone() for path, value in state.items()}
+    run.backend.save_training_state(folder)
+    run.backend.barrier()
+    own = folder / f"optimizer_{run.backend.rank:05d}.safetensors"
+    state = load_tensors(own if own.exists() else folder / "optimizer_00000.safetensors")
+    return found | {f"optimizer {path}": value for path, value in state.items()}
 
 
 def main(world: Path, model: Path, out: Path) -> None:
     for mode in MODES:
         faulthandler.dump_traceback_later(LIMIT, exit=True)
-        plain, rehearsed = (two_steps(made(mode, world, model, out, first)) for first in (False, True))
+        plain, rehearsed = (two_steps(made(mode, world, model, out, first), out / f"{mode}_{first}") for first in (False, True))
         assert plain.keys() == rehearsed.keys() and any(path.endswith("exp_avg") for path in plain), mode
         assert any(bool(value.any()) for name, value in plain.items() if name.endswith("exp_avg")), mode
         different = [name for name, value in plain.items() if not torch.equal(value, rehearsed[name])]
