@@ -1,11 +1,13 @@
-"""Peak memory of a piece of work, measured in a process of its own."""
+"""Peak memory of a piece of work, in this process or in one of its own. Linux alone."""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,32 @@ MIB = 2.0**20
 M_MMAP_THRESHOLD = -3
 
 
+@dataclass
+class Peak:
+    """Filled in when the work is done."""
+
+    growth: float = 0.0  # bytes
+
+
+def give_blocks_back() -> None:
+    """From now on blocks of a mebibyte and more come from the system and go back to it at once, so that what one block leaves
+    behind does not hide what another takes."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
+
+
+@contextmanager
+def peak_inside() -> Iterator[Peak]:
+    """By how many bytes this process's memory grows at most inside, beyond what it held before."""
+    peak, before = Peak(), _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    yield peak
+    peak.growth = _status("VmHWM") - before
+
+
 def peak_growth(prepare: Callable[[], Callable[[], object]]) -> float:
     """Bytes by which the memory of a process grows at most while it works, beyond what it held when it was ready.
 
-    A process is forked: `prepare` runs in it, and then what `prepare` returned. Blocks of a mebibyte and more come from the
-    system and go back to it at once, so that what one block leaves behind does not hide what another takes. Linux alone.
+    A process is forked: `prepare` runs in it, and then what `prepare` returned.
 
     Raises:
         RuntimeError: what the process raised.
@@ -40,12 +63,11 @@ def peak_growth(prepare: Callable[[], Callable[[], object]]) -> float:
 
 def _measure(prepare: Callable[[], Callable[[], object]], answer: Connection) -> None:
     try:
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
+        give_blocks_back()
         work = prepare()
-        before = _status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-        work()
-        answer.send(_status("VmHWM") - before)
+        with peak_inside() as peak:
+            work()
+        answer.send(peak.growth)
     except BaseException:  # whatever it was, the other process raises it
         answer.send(traceback.format_exc())
 

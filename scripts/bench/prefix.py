@@ -120,21 +120,21 @@ def rows_of(case: Case, teacher: bool) -> list[Row]:
     return rows
 
 
-def planned(policy: Policy, rows: Sequence[Row]) -> Plan:
-    return plan_rows(rows, BUDGET, lambda i: f"rollout {i}", policy.shares_prefixes)
+def planned(policy: Policy, rows: Sequence[Row], budget: int) -> Plan:
+    return plan_rows(rows, budget, lambda i: f"rollout {i}", policy.shares_prefixes)
 
 
-def step(policy: Policy, student: Sequence[Row], teacher: Sequence[Row]) -> tuple[float, Tensor]:
+def step(policy: Policy, student: Sequence[Row], teacher: Sequence[Row], budget: int = BUDGET) -> tuple[float, Tensor]:
     """Seconds of one step's teacher and update, and the student's log-probabilities."""
     policy.model.zero_grad(set_to_none=True)
     began = time.process_time()
     needs = ScoreNeeds(top_k=TOP_K, entropy=True)
     policy.set_training(False)
-    taught = score_rows(policy, ScoreJob(teacher, planned(policy, teacher).batches, 1.0, needs))
+    taught = score_rows(policy, ScoreJob(teacher, planned(policy, teacher, budget).batches, 1.0, needs))
     support = [scores.support_ids for scores in taught if scores.support_ids is not None]
     policy.set_training(True)
     found: list[Tensor] = [torch.empty(0)] * len(student)
-    for batch in planned(policy, student).batches:
+    for batch in planned(policy, student, budget).batches:
         scores = policy.score(
             [student[i] for i in batch], temperature=1.0, needs=ScoreNeeds(entropy=True),
             support_ids=torch.stack([support[i] for i in batch]),
