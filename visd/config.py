@@ -332,7 +332,7 @@ POSITIVE = (
     "data.frames.memory_mb", "data.frames.store_gb", "prompt.video.min_frames", "prompt.video.max_frames", "prompt.video.total_pixels", "prompt.video.timeout",
     "teacher.snapshot_every", "model.lora.alpha", "objective.mini_batches",
 )  # fmt: skip
-SHARES = ("data.max_dropped", "teacher.rate", "sft.privileged_share", "rollout.top_p", "reward.temporal_sigma_until", "objective.overlong_share")  # fmt: skip
+SHARES = ("data.max_dropped", "teacher.rate", "sft.privileged_share", "rollout.top_p", "reward.temporal_sigma_until", "objective.overlong_share", "train.max_mention_rate", "train.max_copied_share")  # fmt: skip
 
 
 def _check_ranges(config: RunConfig) -> None:

@@ -27,6 +27,8 @@ class TrainSection:
         "auto"  # auto: update and teacher run a group's prompt once where the model's attention can, else once a rollout, and the log says which and why; true: once, or the run is refused; false: once a rollout
     )
     rehearse: str = "auto"  # before the first step of a start, run the largest one that the limits admit, which changes nothing, to see whether memory suffices: auto (on a GPU), always, never
+    max_mention_rate: float = 0.2  # share of answers that speak of what only the teacher is shown (leak/mention_rate), on average of the last 10 steps, above which the run stops; from half of it on the log warns; 0 never
+    max_copied_share: float = 0.0  # the same for the share of an answer that stands in the teacher's text word for word (leak/copied_share); where that text is a solution, answers like it are wanted; 0 never
     threads: int = 0  # CPU threads of a process; 0 divides the cores among the local ranks
     deterministic: bool = True  # use deterministic kernels, so that resume is bit-exact
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from visd.config import ConfigError, build
-from visd.methods.base import Scores
+from visd.methods.base import Scores, StepView
 from visd.methods.grpo import GRPO
 from visd.methods.rlsd import RLSD
 from visd.methods.visd import VISD
@@ -19,6 +20,7 @@ from visd.types import (
     JudgeReport,
     Message,
     Prompt,
+    Rollout,
     RolloutGroup,
     Sample,
     TokenBatch,
@@ -143,7 +145,68 @@ def test_a_row_without_teacher_keeps_its_advantage() -> None:
         assert torch.equal(credit.advantages, tokens.advantages[:, None].expand(B, T))
 
 
+def weights(method: VISD, tokens: TokenBatch, given: Scores, step: int = 0) -> torch.Tensor:
+    return method.advantages(tokens, given, step).weights
+
+
+def test_weights_may_be_made_mean_one_within_their_bound() -> None:
+    tokens, plain = batch([1.5, -0.7, 0.3]), VISD(dimension_strength=0.0, eps=0.5)
+    given = scores(tokens, 4, 0, shift=0.2)
+    before, after = weights(plain, tokens, given), weights(replace(plain, mean_one=True), tokens, given)
+    for b in range(B):
+        own = tokens.mask[b]
+        mean = before[b][own].mean()
+        assert abs(mean - 1) > 1e-3
+        assert torch.allclose(after[b][own], before[b][own] / mean)
+        assert after[b][own].mean() == pytest.approx(1.0, abs=1e-6)
+    wild = weights(replace(plain, mean_one=True), tokens, scores(tokens, 4, 0, shift=20.0))
+    assert (wild >= 0.5).all() and (wild <= 1.5).all()
+
+
+def test_weights_only_where_the_student_is_unsure_or_in_a_part_of_the_rollout() -> None:
+    tokens = batch([1.5, -0.7, 0.3])
+    given = scores(tokens, 4, 0, shift=0.5)
+    entropy = torch.tensor([[0.1, 0.5, 0.2, 0.4, 0.3], [0.3, 0.1, 0.2, 9.0, 9.0], [0.2, 0.2, 0.2, 0.1, 0.1]])
+    given = Scores(replace(given.student, entropy=entropy), given.teacher)
+    full = weights(VISD(), tokens, given)
+    assert (full[tokens.mask] != 1).all()
+
+    def kept(**settings: float) -> list[list[int]]:
+        found = weights(VISD(**settings), tokens, given)
+        assert torch.equal(found[found != 1], full[found != 1])
+        return [[t for t in range(T) if tokens.mask[b, t] and found[b, t] != 1] for b in range(B)]
+
+    assert kept(entropy_share=0.4) == [[1, 3], [0, 2], [0, 1, 2]]  # ties are in; padding counts for nothing
+    assert kept(entropy_share=0.0) == [[1], [0], [0, 1, 2]]
+    assert kept(position_until=0.5) == [[0, 1, 2], [0, 1], [0, 1, 2]]
+    assert kept(position_from=0.5) == [[3, 4], [2], [3, 4]]
+    assert kept(position_from=0.2, position_until=0.6, entropy_share=0.6) == [[1], [], [1, 2]]
+
+
+def test_lam_follows_the_gap_between_teacher_and_policy() -> None:
+    """Means over all ranks' tokens: 2 at the first step, 0.5 at the second, 3 at the third."""
+    method = VISD(lam=0.8, lam_schedule="gap", lam_steps=3)
+    rollout = Rollout((1, 2), (-1.0, -1.0), "", ("", ""), "eos", 0, 0)
+    groups = [replace(group(), rollouts=(rollout, rollout))]
+
+    def observe(step: int, gap: float, elsewhere: tuple[float, int]) -> dict[str, float]:
+        taught = {("s", 0): TokenScores(torch.tensor([-1.0 - gap, -1.0 + gap]))}  # the second rollout has no teacher
+        return method.observe(StepView(groups, taught, lambda own: [own, elsewhere]), step)
+
+    assert observe(0, 1.0, (4.0, 1)) == {"gap": 2.0, "lam": 0.8}
+    assert observe(1, 0.5, (0.5, 1)) == {"gap": 0.5, "lam": pytest.approx(0.2)}
+    resumed = VISD(lam=0.8, lam_schedule="gap", lam_steps=3)
+    resumed.load_state_dict(method.state_dict())
+    method = resumed
+    assert observe(2, 3.0, (3.0, 1)) == {"gap": 3.0, "lam": 0.8}
+    assert observe(1, 0.0, (0.0, 0))["lam"] == 0.0 and method.active(1) and not method.active(3)
+    assert observe(3, 1.0, (0.0, 0)) == {} and VISD().state_dict() == {}
+
+
 def test_settings_are_checked() -> None:
+    for field, value in (("lam_schedule", "wave"), ("entropy_share", 1.5), ("position_from", 1.0)):
+        with pytest.raises(ConfigError, match=rf"method\.{field}"):
+            build({"_target_": "visd.methods.visd.VISD", field: value}, "method")
     with pytest.raises(ConfigError, match=r"method\.eps"):
         build({"_target_": "visd.methods.visd.VISD", "eps": 1.0}, "method")
     with pytest.raises(ConfigError, match="lamb"):

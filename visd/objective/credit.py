@@ -85,6 +85,30 @@ def dimension_weight(scores: Tensor, dimensions: Tensor, mask: Tensor, advantage
     return torch.where(mask, 1 + strength * (per_token - mean), torch.ones_like(per_token))
 
 
+def uncertain_tokens(entropy: Tensor, mask: Tensor, share: float) -> Tensor:
+    """[B, T] bool: of each rollout the `share` of its tokens that the student is least sure of, at least one; ties are in.
+
+    Args:
+        entropy: of the student, nats, [B, T].
+    """
+    known = torch.where(mask, entropy, -math.inf)
+    count = (mask.sum(-1, keepdim=True) * share).ceil().long().clamp(min=1)
+    least = known.sort(-1, descending=True).values.gather(-1, count - 1)
+    return mask & (known >= least)
+
+
+def tokens_between(mask: Tensor, begin: float, end: float) -> Tensor:
+    """[B, T] bool: each rollout's tokens from the share `begin` of its length on and before the share `end`."""
+    place = (mask.cumsum(-1) - 1) / mask.sum(-1, keepdim=True).clamp(min=1)
+    return mask & (place >= begin) & (place < end)
+
+
+def mean_one(weight: Tensor, where: Tensor, eps: float) -> Tensor:
+    """Weights [B, T] over their mean in `where`, by rollout; kept inside [1 - eps, 1 + eps], which may move the mean again."""
+    mean = (weight * where).sum(-1, keepdim=True) / where.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(mean > 0, weight / mean, weight).clamp(1 - eps, 1 + eps)
+
+
 def mixed_advantages(advantages: Tensor, weight: Tensor, lam: float) -> tuple[Tensor, Tensor]:
     """A_t and its multiplier (1 - lam) + lam w, both [B, T]; lam = 0 gives A exactly."""
     multiplier = (1 - lam) + lam * weight

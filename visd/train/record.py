@@ -31,7 +31,9 @@ def record_step(
     if run.judge is not None and any(group.reports for group in groups):
         for name, value in run.judge.take_counts().items():
             metrics.sum(f"judge/{name}", value)
-    tracker.log_step(step, reduce(metrics, gather))
+    reduced = reduce(metrics, gather)
+    tracker.log_step(step, reduced)
+    run.leaks.update(step, reduced)
     if tracker.wants_dump(step):
         records = [r for part in gather(rollout_records(step, groups, update.traces)) for r in part]
         tracker.dump(step, sorted(records, key=lambda r: r.sample_id))

@@ -31,6 +31,7 @@ from visd.teacher.external import ExternalTeacher, check_media, load_external
 from visd.teacher.view import check_blocks
 from visd.teacher.weights import TeacherWeights
 from visd.train.ahead import Ahead
+from visd.train.leaks import LeakWatch
 from visd.train.meter import Meter
 from visd.train.optimizer import optimizer_factory
 from visd.train.sharing import share_where_possible, wants_sharing
@@ -132,6 +133,7 @@ class Run:
     reduced: dict[str, str]  # sample id to what was reduced to fit prompt.max_tokens, frames or pixels
     timer: PhaseTimer
     meter: Meter
+    leaks: LeakWatch
     ahead: Ahead = field(default_factory=Ahead)  # answers for the step to come, with rollout.max_staleness=1
     tracker: Tracker | None = None  # set when the first step is known
     step: int = 0  # optimiser steps done
@@ -329,6 +331,7 @@ def set_up(config: RunConfig) -> Run:
         questions=questions,
         key_frames=key_frames,
         meter=Meter(config, policy, not engine.elsewhere, engine.uses_module),
+        leaks=LeakWatch(config.train),
         timer=PhaseTimer(torch.cuda.synchronize if backend.device.type == "cuda" else None),
     )
 

@@ -23,7 +23,7 @@ from visd.types import VisdError
 log = logging.getLogger(__name__)
 
 MAY_CHANGE = (
-    "check_only", "run.dir", "run.resume", "run.stop_file", "checkpoint", "train.steps", "train.stop_after", "train.threads", "train.rehearse",
+    "check_only", "run.dir", "run.resume", "run.stop_file", "checkpoint", "train.steps", "train.stop_after", "train.threads", "train.rehearse", "train.max_mention_rate", "train.max_copied_share",
     "data.root", "data.validation", "data.test", "data.max_dropped", "data.frames",
     "prompt.video.timeout", "parallel", "tracking", "validation", "rollout.batch_prompts", "rollout.max_mismatch",
     *(f"rollout.engine.{name}" for name in (
@@ -60,6 +60,7 @@ def save_checkpoint(run: Run) -> Path:
                 "judge": gathered_judges(run),
                 "reduced": run.backend.all_gather_object(run.reduced),
                 "best": dataclasses.asdict(run.best) if run.best is not None else None,
+                "leaks": run.leaks.state_dict(),
             },
         ),
         writers,
@@ -108,6 +109,7 @@ def restore(run: Run, store: CheckpointStore, path: Path) -> None:
     if run.judge is not None and (judges := state.extra.get("judge")):  # the identity says it is the same judge
         run.judge.load_state_dicts(judges)
     run.reduced.update(own_share(run, state.extra["reduced"]))
+    run.leaks.load_state_dict(state.extra["leaks"])
     run.best = Best(**best) if (best := state.extra.get("best")) else None
     if (path / "ahead").is_dir():
         run.ahead.stored = read_answers(path / "ahead")
