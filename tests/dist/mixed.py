@@ -74,13 +74,13 @@ def record(name: str, media: list[dict[str, Any]], question: str) -> dict[str, A
     }
 
 
-def made_run(tower: str, mode: str, root: Path, models: Path) -> Run:
+def made_run(tower: str, mode: str, root: Path, models: Path, *overrides: str) -> Run:
     """A run whose weights stay, since its learning rate is as good as 0; its micro-batches hold one or two rows."""
     return set_up(
         small_config(
             root, models / TOWERS[tower], root / "run", f"parallel={mode}", "data.train=[mixed.jsonl]", "optim.lr=1e-30",
             "rollout.n=2", "rollout.max_new_tokens=6", "train.micro_batch_tokens=400", "parallel.timeout_minutes=1.0",
-            *(["model.freeze=[]"] if tower == "trained" else []),
+            *(["model.freeze=[]"] if tower == "trained" else []), *overrides,
         )
     )  # fmt: skip
 
