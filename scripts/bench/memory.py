@@ -5,8 +5,8 @@
 The step is that of `prefix.py`, in the tiny shape. With the prompt once, the whole group is one micro-batch. Without, either the whole
 group is one too, or each rollout is one by itself, which takes least and is slowest. Peak is how far the memory of a process
 grows beyond weights and prompts; each cell has a process of its own. The longest prompt that fits into `--limit-mb` is read off each
-curve, between its points along a straight line and beyond the last along the line of the last two. Linux alone. `--write` puts
-the tables into docs/performance.md.
+curve, between its points along a straight line and beyond the last along the line of the last two; a line that does not rise tells
+nothing and reads «?». Linux alone. `--write` puts the tables into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -69,12 +69,15 @@ def peak(shape: Shape, case: Case, way: Way) -> float:
     return peak_growth(prepare)
 
 
-def longest(prompts: Sequence[int], peaks: Sequence[float], limit: float) -> int:
-    """Tokens of a prompt whose peak is the limit, by straight lines through the points; 0 where even none would fit."""
+def longest(prompts: Sequence[int], peaks: Sequence[float], limit: float) -> int | None:
+    """Tokens of a prompt whose peak is the limit, by straight lines through the points; 0 where even none would fit.
+
+    None where the line that would have to tell is flat or falls: prompts too short to show in a process's memory.
+    """
     points = list(zip(prompts, peaks, strict=True))
     for (p, a), (q, b) in itertools.pairwise(points):
         if limit <= b or (q, b) == points[-1]:
-            return max(0, round(p + (limit - a) * (q - p) / (b - a)))
+            return max(0, round(p + (limit - a) * (q - p) / (b - a))) if b > a else None
     raise ValueError("a curve has two points at least")
 
 
@@ -93,7 +96,8 @@ def main() -> None:
     for group, (name, way) in itertools.product(args.groups, WAYS.items()):
         peaks = [peak(SHAPES[0], Case("", p, RESPONSE, group, PRIVILEGED), way) for p in args.prompts]
         cells = " | ".join(f"{found / MIB:,.0f} MiB" for found in peaks)
-        line = f"| {group} | {name} | {cells} | {longest(args.prompts, peaks, args.limit_mb * MIB):,} |\n"
+        fits = longest(args.prompts, peaks, args.limit_mb * MIB)
+        line = f"| {group} | {name} | {cells} | {'?' if fits is None else f'{fits:,}'} |\n"
         print(line, end="", flush=True)
         table += line
     if args.write:

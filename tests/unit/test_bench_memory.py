@@ -19,6 +19,8 @@ def test_the_longest_prompt_is_read_off_a_curve() -> None:
     assert longest(prompts, peaks, 1000) == 1536  # beyond the last point
     assert longest(prompts, peaks, 50) == 128
     assert longest(prompts, peaks, 0) == 0
+    assert longest(prompts, (100.0, 200.0, 200.0), 1000) is None  # a flat end tells nothing
+    assert longest(prompts, (100.0, 200.0, 200.0), 150) == 384
 
 
 def test_budgets() -> None:
