@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+from torch import Tensor
 
 from visd.rollout.servers import HEALTH_SECONDS, Server, ServerPool
 from visd.rollout.weight_stream import WeightSender
@@ -30,15 +32,15 @@ class _Way:
 def transfer(
     pool: ServerPool,
     servers: Sequence[Server],
-    data: Iterable[bytes],
+    weights: Iterable[tuple[str, Tensor]],
     label: str,
     keep_features: bool,
     timeout: float,
     address: str = "",
 ) -> None:
-    """Send buckets of weights to servers, empty the caches that rest on old ones, and have them called `label`.
+    """Send weights to servers, empty the caches that rest on old ones, and have them called `label`.
 
-    A server that fails is lost; `data` is gone through to its end in any case.
+    A server that fails is lost; `weights` are gone through to their end in any case.
 
     Args:
         address: of this machine, to listen at; empty takes the one that a server is reached from.
@@ -46,9 +48,9 @@ def transfer(
     with ThreadPoolExecutor(2 * len(servers) + 1) as threads:
         begun = [_begin(pool, server, threads, keep_features, timeout, address) for server in servers]
         ways = [way for way in begun if way is not None]
-        for piece in data:
-            ways = _send(pool, threads, ways, piece)
-        for way in _send(pool, threads, ways, b""):
+        for name, value in weights:
+            ways = _sent(pool, threads, ways, methodcaller("send", name, value))
+        for way in _sent(pool, threads, ways, WeightSender.end):
             _end(pool, way, label)
 
 
@@ -79,9 +81,11 @@ def _begin(
         return None
 
 
-def _send(pool: ServerPool, threads: ThreadPoolExecutor, ways: Sequence[_Way], piece: bytes) -> list[_Way]:
-    """The servers that took a piece; the others are lost."""
-    sent = [(way, threads.submit(way.sender.send, piece)) for way in ways]
+def _sent(
+    pool: ServerPool, threads: ThreadPoolExecutor, ways: Sequence[_Way], send: Callable[[WeightSender], None]
+) -> list[_Way]:
+    """The servers that took what was sent; the others are lost."""
+    sent = [(way, threads.submit(send, way.sender)) for way in ways]
     good = []
     for way, done in sent:
         try:

@@ -23,7 +23,6 @@ from visd.rollout.servers import Server, ServerPool
 from visd.rollout.transfer import transfer
 from visd.rollout.vllm_media import content_parts
 from visd.rollout.vllm_request import Answer, check_limits, rollout_group, sampling_fields, short_ids
-from visd.rollout.weight_stream import buckets
 from visd.rollout.weights import features_change, plain_weights
 from visd.types import Prompt, Rollout, VisdError
 
@@ -44,7 +43,6 @@ class VLLMServerEngine(RolloutEngine):
     start_wait: float = 600.0  # s to wait for all servers before the first step
     requests: int = 64  # prompts that one process has under way at once
     address: str = ""  # of this machine, for the servers to fetch weights from; empty finds it out
-    bucket_mb: int = 256  # weights are sent in pieces of this size
 
     def __post_init__(self) -> None:
         if not self.urls:
@@ -136,6 +134,5 @@ class VLLMServerEngine(RolloutEngine):
             for _ in stream:
                 pass
             return
-        data = buckets(stream, self.bucket_mb * 2**20)
         keep = not features_change(self.policy)
-        transfer(self._pool, behind, data, label, keep, self.timeout, self.address)
+        transfer(self._pool, behind, stream, label, keep, self.timeout, self.address)

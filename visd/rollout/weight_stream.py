@@ -1,24 +1,26 @@
 """Weights over a socket: the trainer listens, every worker of a server connects, and all are sent the same tensors.
 
-On the wire: the worker sends a secret of the sync; then come buckets, each 8 bytes of length (big-endian) and a safetensors
-file of so many bytes, and at last the length 0.
+On the wire: the worker sends a secret of the sync; then come the tensors one by one, each a head and its bytes as they lie in memory. A
+head is 8 bytes of length (big-endian) and so much JSON: name, type and shape. The length 0 ends the stream. Nothing is copied on the way
+but by the network itself.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from safetensors.torch import load, save
+import torch
 from torch import Tensor
 
 from visd.types import VisdError
 
 LENGTH = 8
 TOKEN = 32
-"""Bytes of a bucket's length and of the secret."""
+"""Bytes of a head's length and of the secret."""
 
 
 class WeightSender:
@@ -54,30 +56,22 @@ class WeightSender:
         self._workers.append(worker)
         return True
 
-    def send(self, data: bytes) -> None:
-        """One bucket; an empty one ends the stream."""
+    def send(self, name: str, value: Tensor) -> None:
+        """One tensor."""
+        data = value.detach().cpu().contiguous()
+        head = json.dumps({"name": name, "dtype": str(data.dtype).removeprefix("torch."), "shape": list(data.shape)})
         for worker in self._workers:
-            worker.sendall(len(data).to_bytes(LENGTH, "big"))
-            worker.sendall(data)
+            worker.sendall(len(head).to_bytes(LENGTH, "big") + head.encode())
+            worker.sendall(_memory(data))
+
+    def end(self) -> None:
+        """There are no more."""
+        for worker in self._workers:
+            worker.sendall(bytes(LENGTH))
 
     def close(self) -> None:
         for end in (*self._workers, self._listener):
             end.close()
-
-
-def buckets(weights: Iterable[tuple[str, Tensor]], size: int) -> Iterator[bytes]:
-    """Tensors as files of about `size` bytes, or of one tensor where it is larger, in the order given."""
-    waiting: dict[str, Tensor] = {}
-    held = 0
-    for name, value in weights:
-        own = value.numel() * value.element_size()
-        if waiting and held + own > size:
-            yield save(waiting)
-            waiting, held = {}, 0
-        waiting[name] = value.detach().to("cpu", copy=True).contiguous()
-        held += own
-    if waiting:
-        yield save(waiting)
 
 
 @contextmanager
@@ -94,16 +88,27 @@ def receive_weights(host: str, port: int, token: str, timeout: float = 600.0) ->
 
 def _tensors(trainer: socket.socket) -> Iterator[tuple[str, Tensor]]:
     while length := int.from_bytes(_read(trainer, LENGTH), "big"):
-        yield from load(bytes(_read(trainer, length))).items()
+        head = json.loads(_read(trainer, length))
+        value = torch.empty(head["shape"], dtype=getattr(torch, head["dtype"]))
+        _fill(trainer, _memory(value))
+        yield head["name"], value
+
+
+def _memory(value: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, without a copy."""
+    return value.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _read(end: socket.socket, count: int) -> bytearray:
     data = bytearray(count)
-    view = memoryview(data)
+    _fill(end, memoryview(data))
+    return data
+
+
+def _fill(end: socket.socket, view: memoryview) -> None:
     done = 0
-    while done < count:
+    while done < len(view):
         got = end.recv_into(view[done:])
         if not got:
-            raise VisdError(f"a stream of weights broke off after {done} of {count} bytes.")
+            raise VisdError(f"a stream of weights broke off after {done} of {len(view)} bytes.")
         done += got
-    return data

@@ -27,7 +27,7 @@ MAY_CHANGE = (
     "data.root", "data.validation", "data.test", "data.max_dropped", "data.frames",
     "prompt.video.timeout", "parallel", "tracking", "validation", "rollout.batch_prompts", "rollout.max_mismatch",
     *(f"rollout.engine.{name}" for name in (
-        "memory_share", "cache_gb", "eager", "sleep", "urls", "timeout", "start_wait", "requests", "address", "bucket_mb",
+        "memory_share", "cache_gb", "eager", "sleep", "urls", "timeout", "start_wait", "requests", "address",
     )),
     *(f"judge.{name}" for name in (
         "base_url", "api_key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries",
