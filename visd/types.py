@@ -192,7 +192,7 @@ class Rollout:
     stop_reason: StopReason
     seed: int
     policy_version: int  # optimiser steps the sampling policy had taken
-    by_teacher: bool = False  # written by the teacher for the method; no metric of the policy's answers counts it
+    source: Literal["policy", "teacher", "data"] = "policy"  # metrics of the policy's answers count no other
     own: tuple[bool, ...] = ()  # False for a token that a tool wrote; empty: the policy wrote all
     calls: tuple[str, ...] = ()  # outcome of each tool call: ok, or why there was no result
 

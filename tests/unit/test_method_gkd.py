@@ -30,10 +30,12 @@ def test_o5_the_ends_of_beta() -> None:
     assert value["distillation"].value.item() / 1e-6 == pytest.approx(0.109023, abs=1e-5)
 
 
-def test_o5_only_the_students_own_answers() -> None:
-    assert GKD(on_policy=1.0).on_policy == 1
-    with pytest.raises(ConfigError, match=r"method\.on_policy: 0\.5 must be 1"):
-        GKD(on_policy=0.5)
+def test_o5_lambda_says_how_many_steps_are_on_policy() -> None:
+    """1 is purely on-policy, 0 supervised distillation; between them the steps are the same in every start of a run."""
+    for share in (0.0, 0.3, 1.0):
+        steps = [GKD(on_policy=share).wants_rollouts(step) for step in range(2000)]
+        assert steps == [GKD(on_policy=share).wants_rollouts(step) for step in range(2000)]
+        assert sum(steps) / 2000 == pytest.approx(share, abs=0.03 if 0 < share < 1 else 0)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])

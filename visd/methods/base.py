@@ -7,7 +7,7 @@ A method is one dataclass in one file, its fields are its settings, and one conf
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from visd.config import RunConfig
     from visd.observe.accumulate import Gather
-    from visd.types import Prompt, Rollout, Sample
+    from visd.types import Prompt, Rewards, Rollout, Sample
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,16 @@ def without_reward(scores: Scores) -> TokenCredit:
     return TokenCredit(nothing, nothing, ratio)
 
 
+def with_answers(group: RolloutGroup, answers: Sequence[tuple[Rollout, Rewards]]) -> RolloutGroup:
+    """The group with answers that the policy did not give as further rollouts, which no advantage concerns."""
+    return replace(
+        group,
+        rollouts=group.rollouts + tuple(answer for answer, _ in answers),
+        rewards=group.rewards + tuple(rewards for _, rewards in answers),
+        advantages=group.advantages + (0.0,) * len(answers),
+    )
+
+
 @dataclass(frozen=True)
 class StepView:
     """A whole step as one rank sees it, before its update."""
@@ -51,7 +61,7 @@ class StepView:
 class Services(ABC):
     """What a method may have done for it in `prepare`.
 
-    `write`, `score` and `gather` are collective: every rank calls them equally often and in the same order, with as much as it
+    `write`, `score`, `answers` and `gather` are collective: every rank calls them equally often and in the same order, with as much as it
     has, which may be nothing.
     """
 
@@ -72,6 +82,10 @@ class Services(ABC):
     @abstractmethod
     def score(self, prompts: Sequence[Prompt], texts: Sequence[Rollout]) -> list[list[float]]:
         """Log-probabilities of each text's tokens after its prompt by the student, at the rollouts' temperature."""
+
+    @abstractmethod
+    def answers(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Rollout]:
+        """Texts of the data as answers, with the log-probabilities that the student gives them."""
 
     @abstractmethod
     def chat(self, name: str, text: str) -> Prompt:
@@ -125,6 +139,10 @@ class Method:
     def active(self, step: int) -> bool:
         """False switches judge, teacher and EMA off at this step."""
         return False
+
+    def wants_rollouts(self, step: int) -> bool:
+        """Whether the policy answers the step's prompts; if not, `prepare` brings all answers, and groups begin without any."""
+        return True
 
     def wants_judge(self, step: int) -> bool:
         """Whether the judge is asked at this step."""

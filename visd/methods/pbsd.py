@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from visd.config import ConfigError, RewardSection, RunConfig
-from visd.methods.base import Method, Scores, Services, StepView, without_reward
+from visd.methods.base import Method, Scores, Services, StepView, with_answers, without_reward
 from visd.methods.checks import check_choice, check_context, check_range
 from visd.observe.accumulate import Metrics, reduce
 from visd.observe.diagnostics import mentions_privileged
@@ -122,13 +122,13 @@ class PBSD(Method):
             chosen, rejected = (group.sample.id, len(group.rollouts) + len(texts)), (group.sample.id, k)
             # Its log-probabilities are the student's, as are those of every other rollout.
             rewards = score(group.sample, text.own_text, self._reward, progress)
-            texts.append((replace(text, logp=tuple(own), by_teacher=True), rewards))
+            texts.append((replace(text, logp=tuple(own), source="teacher"), rewards))
             self._student[chosen] = self._sum(text.of_own(own))
             self._student[rejected] = self._sum(group.rollouts[k].of_own(other))
             if self._kept(rewards, group.rewards[k]):
                 self._partner[chosen], self._partner[rejected] = rejected, chosen
                 self._chosen.add(chosen)
-        return [joined(group, added.get(group.sample.id, [])) for group in groups]
+        return [with_answers(group, added.get(group.sample.id, [])) for group in groups]
 
     def _kept(self, chosen: Rewards, rejected: Rewards) -> bool:
         if self.keep == "all":
@@ -183,16 +183,6 @@ class PBSD(Method):
         halved = loss - 0.5 * loss.detach()
         value = (self._scale * halved)[:, None].expand(batch.mask.shape)
         return {"preference": Term(value, batch.taught & paired[:, None], 1.0)}
-
-
-def joined(group: RolloutGroup, texts: Sequence[tuple[Rollout, Rewards]]) -> RolloutGroup:
-    """The group with the teacher's texts as further rollouts, which no advantage concerns."""
-    return replace(
-        group,
-        rollouts=group.rollouts + tuple(text for text, _ in texts),
-        rewards=group.rewards + tuple(rewards for _, rewards in texts),
-        advantages=group.advantages + (0.0,) * len(texts),
-    )
 
 
 def preference_loss(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 
 
 def group_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
-    """All that is known of rollouts before any is scored by the policy; what the teacher wrote is counted apart."""
+    """All that is known of rollouts before any is scored by the policy; what is not the policy's is counted apart."""
     metrics = Metrics()
-    by_teacher = [rollout for group in groups for rollout in group.rollouts if rollout.by_teacher]
-    if by_teacher:
-        metrics.sum("teacher/tokens_written", *(rollout.length for rollout in by_teacher))
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    for source, name in (("teacher", "teacher/tokens_written"), ("data", "data/answer_tokens")):
+        if lengths := [rollout.length for rollout in rollouts if rollout.source == source]:
+            metrics.sum(name, *lengths)
     groups = [_of_policy(group) for group in groups]
     for group in groups:
         _rewards(metrics, group.sample.family, group.rewards)
@@ -50,8 +51,8 @@ def group_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
 
 
 def _of_policy(group: RolloutGroup) -> RolloutGroup:
-    """The group without what the teacher wrote."""
-    own = [i for i, rollout in enumerate(group.rollouts) if not rollout.by_teacher]
+    """The group with the policy's own answers alone."""
+    own = [i for i, rollout in enumerate(group.rollouts) if rollout.source == "policy"]
     if len(own) == len(group.rollouts):
         return group
 

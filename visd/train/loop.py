@@ -95,11 +95,13 @@ def stop_asked(run: Run, last: int) -> int:
 
 
 def step_rollouts(run: Run, step: int, judge: Judge | None) -> list[RolloutGroup]:
-    """The step's rollouts: those sampled ahead, else new ones by the newest weights."""
+    """The step's rollouts: those sampled ahead, else new ones by the newest weights; none where the method wants none."""
     groups = take(run, step)
     if groups is not None:
         return groups
     pairs = run.step_prompts(step)
+    if not run.method.wants_rollouts(step):
+        return [RolloutGroup(sample, prompt, ()) for sample, prompt in pairs]
     run.sync_engine()
     with run.timer.phase("rollout"):
         return sample_rollouts(run, pairs, step, judge)
@@ -107,7 +109,7 @@ def step_rollouts(run: Run, step: int, judge: Judge | None) -> list[RolloutGroup
 
 def sample_ahead(run: Run, step: int) -> None:
     """With `rollout.max_staleness=1`, have the rollouts of a step begun by the weights before the update of the one before it."""
-    if not run.config.rollout.max_staleness or step == run.config.train.steps:
+    if not run.config.rollout.max_staleness or step == run.config.train.steps or not run.method.wants_rollouts(step):
         return
     pairs = run.step_prompts(step)
     run.sync_engine()

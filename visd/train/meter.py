@@ -84,7 +84,7 @@ class Meter:
         if sizes is None or not self._samples_here or not groups:
             return
         work, width = self._work.setdefault("rollout", Work()), self._policy.compute_dtype.itemsize
-        own = [[max(len(r.token_ids) - 1, 0) for r in group.rollouts if not r.by_teacher] for group in groups]
+        own = [[max(len(r.token_ids) - 1, 0) for r in group.rollouts if r.source == "policy"] for group in groups]
         cached = operations = 0.0
         for group, lengths in zip(groups, own, strict=True):
             prompt = len(group.prompt)

@@ -11,6 +11,7 @@ from visd.config import ConfigError
 from visd.methods.base import Services
 from visd.policy.batch import Row
 from visd.policy.oom import memory_of
+from visd.rollout.sampling import finished_rollout
 from visd.rollout.transformers_engine import TransformersEngine
 from visd.seeding import derive_seed
 from visd.teacher.scorer import ScoreJob, score_rows
@@ -63,6 +64,16 @@ class StepServices(Services):
         with run.backend.whole_weights():
             scores = score_rows(run.policy, ScoreJob(rows, plan.batches, run.config.rollout.temperature, ScoreNeeds()))
         return [score.logp.double().tolist() for score in scores]
+
+    def answers(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Rollout]:
+        run, tokenizer = self._run, self._run.processor.tokenizer
+        ends, version = run.policy.eos_ids, run.policy_version
+        given = []
+        for text in texts:
+            ids = [*tokenizer.encode(text, add_special_tokens=False), ends[0]]
+            given.append(finished_rollout(ids, [0.0] * len(ids), ends, tokenizer, 0, version))
+        scores = self.score(prompts, given)
+        return [replace(one, logp=tuple(logp), source="data") for one, logp in zip(given, scores, strict=True)]
 
     @contextmanager
     def _weights(self, weights: str) -> Iterator[None]:

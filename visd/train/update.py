@@ -54,7 +54,7 @@ def update_policy(
     metrics.update(context_metrics(run, groups, teacher))
     metrics.update(run.ahead.take_agreement())
     if run.config.rollout.max_staleness:
-        sampled = [rollout for rollout in by_key.values() if not rollout.by_teacher]
+        sampled = [rollout for rollout in by_key.values() if rollout.source == "policy"]
         metrics.mean("rollout/staleness", (run.policy_version - rollout.policy_version for rollout in sampled))
     update = Update(0, metrics, {})
     for part in mini_batches(run, groups):
