@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+from collections import Counter
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,7 +19,7 @@ from visd.train.check import check_run
 from visd.train.loop import train
 from visd.train.publish import check_publishing, publish
 from visd.train.rehearse import due, rehearse
-from visd.train.run import Run, set_up
+from visd.train.run import Run, set_up, union
 from visd.train.sft import train_sft
 from visd.train.state import export_model, resume
 
@@ -72,7 +73,9 @@ def run_name(config: RunConfig) -> str:
 
 
 def summary(run: Run, wall_seconds: float) -> dict[str, Any]:
-    """`summary.json` of a training run; `wall_seconds` over all its starts."""
+    """`summary.json` of a training run, over all ranks; `wall_seconds` over all its starts. All ranks call it."""
+    backend = run.backend
+    dropped, reduced = union(backend, run.drops.by_id), union(backend, run.reduced)
     videos = {media.path for sample in run.sampler.samples for media in sample.media if media.kind == "video"}
     return {
         "method": run_name(run.config),
@@ -81,17 +84,17 @@ def summary(run: Run, wall_seconds: float) -> dict[str, Any]:
         "steps": run.step,
         "finished": run.step == run.config.train.steps,
         "wall_seconds": round(wall_seconds, 1),
-        "videos_decoded": run.videos_decoded,
+        "videos_decoded": sum(backend.all_gather_object(run.videos_decoded)),
         "videos_total": len(videos),
-        "drops": dict(run.drops.reasons),
-        "dropped_ids": sorted(run.drops.by_id),
-        "reduced": dict(run.reductions),
+        "drops": dict(Counter(dropped.values())),
+        "dropped_ids": sorted(dropped),
+        "reduced": dict(Counter(reduced.values())),
         "shared_prefix": run.policy.shares_prefixes,
         "unshared": run.unshared,
         **({"rehearsal": dataclasses.asdict(run.rehearsal)} if run.rehearsal is not None else {}),
         **({"key_frames": dataclasses.asdict(run.key_frames)} if run.key_frames is not None else {}),
         **({"best": dataclasses.asdict(run.best)} if run.best is not None else {}),
-        "processes": run.backend.world_size,
+        "processes": backend.world_size,
         "parallel": run.config.parallel.mode,
     }
 

@@ -72,9 +72,7 @@ class Drops:
         """
         count = backend.all_reduce(torch.tensor(float(len(self.by_id))))
         if count.item() > self.max_share * self.samples:  # or less: a sample may have been dropped by several ranks
-            everywhere: dict[str, str] = {}
-            for by_id in backend.all_gather_object(self.by_id):
-                everywhere |= by_id
+            everywhere = union(backend, self.by_id)
             self._check(everywhere, f"some of them were {', '.join(sorted(everywhere)[:3])}")
 
     def _check(self, by_id: dict[str, str], which: str) -> None:
@@ -83,6 +81,11 @@ class Drops:
                 f"{len(by_id)} of {self.samples} samples were dropped ({_counts(Counter(by_id.values()))}), more than "
                 f"data.max_dropped = {self.max_share:g} allows; {which}. Repair the data or raise the cap."
             )
+
+
+def union(backend: Backend, by_id: dict[str, str]) -> dict[str, str]:
+    """What all ranks know of samples; a sample that several met counts once. All ranks call it."""
+    return {name: value for known in backend.all_gather_object(by_id) for name, value in known.items()}
 
 
 def _counts(reasons: Counter[str]) -> str:
