@@ -23,6 +23,7 @@ from scripts.plan_model import architecture
 from visd.cli import compose_config
 from visd.config import RunConfig, build, load
 from visd.policy.costs import Architecture, sequence
+from visd.policy.quantize import STORED
 from visd.train.forecast import GIB, Counts, Decoder, activations_of, forecast_of
 from visd.types import VisdError
 
@@ -184,7 +185,13 @@ def memory_of(config: RunConfig, model: Architecture, data: Data, gpus: int, pro
     width = 2 if mode.startswith("zero") or (config.model.lora.rank and mode != "fsdp2") else 4
     teacher = config.teacher.weights if has_teacher(config) else None
     adapters = trained if config.model.lora.rank else 0
-    counts = Counts(int(model.language + inside + adapters), int(trained), 0 if inside else 2 * tower)
+    packed = model.body if config.model.lora.quantize != "none" else 0  # but for the norms, which are small
+    counts = Counts(
+        int(model.language - packed + inside + adapters),
+        int(trained),
+        0 if inside else 2 * tower,
+        quantized_bytes=int(STORED * packed),
+    )
     resident = forecast_of(counts, mode, gpus, width, teacher)
     optimizer = 0.0 if config.parallel.offload_optimizer else resident.optimizer
     whole = 2 * (model.language + inside) if mode in ("zero3", "fsdp2") else 0.0

@@ -50,6 +50,7 @@ class LoraSection:
     )  # linear layers of the language model that get one, by the last part of their names
     vision_targets: list[str] = field(default_factory=list)  # the same in the vision tower; empty leaves it out
     freeze_a: bool = False  # train B alone: the average of adapters is then exactly that of the weights
+    quantize: str = "none"  # how linear layers of the language model hold their frozen weights: none, or nf4 (4 bit, QLoRA; parallel none or ddp)
 
 
 @dataclass
@@ -220,6 +221,7 @@ CHOICES: dict[str, tuple[str | bool | int, ...]] = {
     "train.shared_prefix": ("auto", True, False),
     "train.rehearse": ("auto", "always", "never"),
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.lora.quantize": ("none", "nf4"),
     "model.attention": ("sdpa", "eager", "flash_attention_2"),
     "prompt.over_budget": ("drop", "frames", "pixels"),
     "prompt.layout": ("native", "timestamped_frames"),

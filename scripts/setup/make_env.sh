@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.."
 
 VENV="${VENV:-.venv}"
 CONSTRAINTS=requirements/constraints.txt
-EXTRAS=dev,lora,deepspeed,wandb,eval,ray
+EXTRAS=dev,lora,qlora,deepspeed,wandb,eval,ray
 TORCHCODEC=torchcodec==0.13.0 # not in the constraints, which also serve vLLM, and vLLM asks for one that needs CUDA
 
 suits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1; }

@@ -159,3 +159,14 @@ def test_adapters_in_zero2_resume_bit_for_bit(
     base, exported = (load_file(path / "model.safetensors") for path in (tiny_qwen2_5_vl, straight / "model"))
     changed = {name for name, value in base.items() if not torch.equal(value, exported[name])}
     assert exported.keys() == base.keys() and changed and not any("visual" in name for name in changed)
+
+
+def test_packed_weights_agree_on_two_processes(mixed: Path, tiny_qwen2_5_vl: Path, tmp_path: Path) -> None:
+    for name, mode in (("one", "none"), ("two", "ddp")):
+        settings = [
+            item for item in sft(mixed, tiny_qwen2_5_vl, tmp_path / name) if not item.startswith("model.freeze")
+        ]
+        packed = ["model.lora.rank=4", "model.lora.quantize=nf4", f"parallel={mode}"]
+        start(launcher(mode, 29671 if mode == "ddp" else 0), *settings, *packed)
+    one, two = ([record["loss"] for record in records(tmp_path / name)] for name in ("one", "two"))
+    assert two == pytest.approx(one, abs=2e-5) and one[1] != one[0]

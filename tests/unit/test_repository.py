@@ -85,7 +85,7 @@ def test_constraints_pin_what_the_project_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     asked = project["dependencies"] + [
-        item for name in ("dev", "lora", "deepspeed", "wandb", "eval") for item in extras[name]
+        item for name in ("dev", "lora", "qlora", "deepspeed", "wandb", "eval") for item in extras[name]
     ]
     pinned = {
         normal(line.split("==")[0])

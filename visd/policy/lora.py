@@ -26,14 +26,17 @@ def check_section(section: ModelSection, hf_config: Any) -> None:
     """Refuse what adapters cannot be combined with.
 
     Raises:
-        ConfigError: parts that are to be frozen or trained besides the adapters, or quantised base weights.
+        ConfigError: parts that are to be frozen or trained besides the adapters, a folder of quantised weights, or
+            quantised weights that nothing would train.
     """
     if getattr(hf_config, "quantization_config", None) is not None:
         raise ConfigError(
-            f"model.path: the weights in {section.path!r} are quantised; training on quantised weights (QLoRA) is not "
-            "supported, take the model's 16-bit folder and set model.lora.rank."
+            f"model.path: the weights in {section.path!r} are quantised; take the model's 16-bit folder, and set "
+            "model.lora.quantize=nf4 to have its language model quantised here (QLoRA)."
         )
     if not section.lora.rank:
+        if section.lora.quantize != "none":
+            raise ConfigError("model.lora.quantize: quantised weights are not trained; set model.lora.rank, say 16.")
         return
     if section.freeze != ["vision"]:
         raise ConfigError(

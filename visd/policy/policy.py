@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from visd.policy.batch import Row, VisionFeatures, build_inputs
 from visd.policy.model import PolicyModel
 from visd.policy.oom import memory_of
 from visd.policy.prefix import build_shared_inputs
+from visd.policy.quantize import is_quantized, numbers_of, plain_weight, quantize_language_model
 from visd.policy.vision import Tower, encode_media, multiply_patches, take_tower, vision_modules
 from visd.types import Prompt, ScoreNeeds, TokenScores, VisdError
 
@@ -89,6 +90,8 @@ class Policy:
             family.has_media and {"encoder", "projector"} <= frozen and not (adapters.rank and adapters.vision_targets)
         )
         tower = take_tower(hf, family).to(compute) if outside else None
+        if adapters.quantize != "none":
+            quantize_language_model(hf, family, adapters.quantize, compute, device)
         if adapters.rank:
             lora.add_adapters(hf, family, adapters, seed)
         eos = _eos_ids(hf.generation_config, hf.config)
@@ -190,7 +193,7 @@ class Policy:
         """Trained and frozen parameters by part."""
         counts: dict[str, list[int]] = {}
         for part, parameter in self._parts():
-            counts.setdefault(part, [0, 0])[0 if parameter.requires_grad else 1] += parameter.numel()
+            counts.setdefault(part, [0, 0])[0 if parameter.requires_grad else 1] += numbers_of(parameter)
         return [ModuleCount(part, *count) for part, count in counts.items()]
 
     def _parts(self) -> Iterable[tuple[str, nn.Parameter]]:
@@ -205,9 +208,20 @@ class Policy:
         return zip(self.family.vision_modules, self.tower, strict=True) if self.tower is not None else ()
 
     def changing_names(self) -> set[str]:
-        """Parameters of the trained module whose plain weights change: what is trained, and what has an adapter."""
+        """Parameters of the trained module whose plain weights are not those of the folder: what is trained, what has an
+        adapter, and what is quantised."""
         own = self.model.named_parameters()
-        return {name for name, p in own if p.requires_grad or name.endswith((lora.A, lora.B)) or lora.is_adapted(name)}
+        return {
+            name
+            for name, p in own
+            if p.requires_grad or name.endswith((lora.A, lora.B)) or lora.is_adapted(name) or is_quantized(p)
+        }
+
+    def plain(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors of the trained module by name, those of quantised weights as a forward computes with them."""
+        packed = {name: p for name, p in self.model.named_parameters() if is_quantized(p)}
+        for name, value in weights:
+            yield name, plain_weight(packed[name]) if name in packed else value
 
     def tower_state(self) -> dict[str, Tensor]:
         """The outside tower's weights under their names in the Hugging Face model."""
@@ -281,7 +295,8 @@ def export(policy: Policy, state: dict[str, Tensor], folder: Path) -> None:
         state: whole weights of the trained module, by its own names (`hf.` first).
     """
     if policy.adapter_scale is not None:
-        state = lora.merged(state, policy.adapter_scale)
+        plain = {name: value.cpu() for name, value in policy.plain(state.items())}
+        state = lora.merged(plain, policy.adapter_scale)
     weights = {name.removeprefix("hf."): value for name, value in state.items()} | policy.tower_state()
     hf = policy.model.hf
     hf.save_pretrained(folder, state_dict=weights)

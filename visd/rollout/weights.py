@@ -12,11 +12,12 @@ from visd.policy.policy import Policy, part_of
 
 
 def plain_weights(policy: Policy, backend: Backend) -> Iterator[tuple[str, Tensor]]:
-    """Tensors by their names in a Hugging Face folder, adapters merged, one gathered at a time. All ranks go through.
+    """Tensors by their names in a Hugging Face folder, adapters merged and nothing quantised, one gathered at a time. All
+    ranks go through.
 
     vLLM keeps a tensor until its layer has all of its own, longer than a gathered one lives.
     """
-    stream = backend.whole_tensors(with_siblings(policy))
+    stream = policy.plain(backend.whole_tensors(with_siblings(policy)))
     scale = policy.adapter_scale
     if scale is not None:
         stream = lora.merged_stream(stream, scale)

@@ -10,6 +10,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from visd.config import RunConfig
+from visd.policy.quantize import bytes_of, is_quantized
 from visd.train.forecast import GIB, Counts, Forecast, forecast_of
 from visd.train.run import Run, load_samples, training_samples
 from visd.types import DroppedSample, Sample
@@ -20,7 +21,8 @@ AHEAD = 32
 
 def forecast(run: Run) -> Forecast:
     """Memory of one process from parameter counts and the parallel mode."""
-    model = list(run.policy.model.parameters())
+    model = [p for p in run.policy.model.parameters() if not is_quantized(p)]
+    packed = sum(bytes_of(p) for p in run.policy.model.parameters() if is_quantized(p))
     numbers = [getattr(p, "ds_numel", p.numel()) for p in model]
     trained = sum(n for n, p in zip(numbers, model, strict=True) if p.requires_grad)
     tower = run.policy.tower
@@ -28,7 +30,7 @@ def forecast(run: Run) -> Forecast:
     width = 2 if run.policy.model.hf.dtype.itemsize == 2 else 4
     teacher = run.config.teacher.weights if run.teacher else None
     external = run.external.nbytes if run.external else 0
-    counts = Counts(sum(numbers), trained, tower_bytes, external)
+    counts = Counts(sum(numbers), trained, tower_bytes, external, packed)
     return forecast_of(counts, run.config.parallel.mode, run.backend.world_size, width, teacher)
 
 

@@ -13,10 +13,11 @@ KEPT = {"live": 0, "frozen": 0, "trust_region": 0, "external": 0, "snapshot": 1,
 class Counts:
     """Parameters of a run's model."""
 
-    every: int  # of the trained module, frozen ones included
+    every: int  # of the trained module, frozen ones included, quantised ones not
     trained: int
     tower_bytes: int  # of a frozen tower outside the module
     external_bytes: int = 0  # of a teacher that is another model
+    quantized_bytes: int = 0  # of weights in 4 bit, whole on every process
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def forecast_of(counts: Counts, mode: str, ranks: int, width: int, teacher: str 
     state_share = ranks if mode in ("zero2", "zero3", "fsdp2") else 1
     copies = KEPT[teacher] if teacher is not None else 0
     return Forecast(
-        weights=counts.every * width / weight_share,
+        weights=counts.every * width / weight_share + counts.quantized_bytes,
         gradients=counts.trained * width / gradient_share,
         optimizer=counts.trained * (8 + (4 if width == 2 else 0)) / state_share,
         teacher=counts.trained * 4 * copies / weight_share + counts.external_bytes,

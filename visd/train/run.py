@@ -269,6 +269,8 @@ def set_up(config: RunConfig) -> Run:
         raise ConfigError(
             f"optim.algorithm: muon needs whole matrices, which {mode} cuts up; take adamw, or none or ddp."
         )
+    if mode in ("zero2", "zero3", "fsdp2") and config.model.lora.quantize != "none":
+        raise ConfigError(f"model.lora.quantize: {mode} cuts weights up, and packed ones are whole; take none or ddp.")
     bf16 = compute_dtype(config.model, _device_type()) == torch.bfloat16
     backend = launch(config.parallel, bf16=bf16, threads=config.train.threads)
     torch.manual_seed(config.run.seed)
