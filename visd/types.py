@@ -40,9 +40,6 @@ class DroppedSample(VisdError):
         self.reason = reason
 
 
-# --------------------------------------------------------------------------------------------------- data
-
-
 @dataclass(frozen=True)
 class Media:
     """One video or image of a sample."""
@@ -124,9 +121,6 @@ class Sample:
         return Question(self.id, self.media, self.messages, self.answer.type)
 
 
-# ------------------------------------------------------------------------------------------------- prompt
-
-
 @dataclass(frozen=True)
 class Frames:
     """Decoded frames of one video or image and when they were shown."""
@@ -167,6 +161,7 @@ class Prompt:
     suffix_start: int  # index of the first token of the chat suffix that opens the assistant's turn; privileged text goes before it
     kinds: tuple[MediaKind, ...] = ()  # of each placeholder in `text`, in order
     frames: tuple[Frames, ...] = ()  # of each placeholder, as the processor was given them
+    media: tuple[Media, ...] = ()  # the sample's
     reduced: str = ""  # frames or pixels, where its media were reduced to fit prompt.max_tokens
 
     def __len__(self) -> int:
@@ -178,7 +173,14 @@ class Prompt:
         return int(self.position_ids[1:, -1].max()) + 1
 
 
-# ------------------------------------------------------------------------------------------------ rollout
+@dataclass(frozen=True)
+class AnswerMedia:
+    """Images that tools showed in an answer of T tokens."""
+
+    token_types: Tensor  # [T] int, 0 text, 1 image
+    positions: Tensor  # [4, T] long, counted from the answer's first token
+    vision: VisionInputs  # in the order of their placeholders
+    times: tuple[float, ...]  # s, one an image
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ class Rollout:
     source: Literal["policy", "teacher", "data"] = "policy"  # metrics of the policy's answers count no other
     own: tuple[bool, ...] = ()  # False for a token that a tool wrote; empty: the policy wrote all
     calls: tuple[str, ...] = ()  # outcome of each tool call: ok, or why there was no result
+    media: AnswerMedia | None = field(default=None, compare=False)  # frames that tools showed
 
     @property
     def length(self) -> int:
@@ -287,9 +290,6 @@ class PrivilegedContext:
     @property
     def empty(self) -> bool:
         return self == PrivilegedContext()
-
-
-# ------------------------------------------------------------------------------------------------- scores
 
 
 @dataclass(frozen=True)

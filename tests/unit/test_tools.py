@@ -7,10 +7,13 @@ import json
 import pytest
 
 from visd.rollout.tools import CLOSE, OPEN, Calculator, ToolError, call
+from visd.train.batches import dummy_row
+
+PROMPT = dummy_row(0).prompt
 
 
 def calculated(expression: object) -> str:
-    return Calculator().run({"expression": expression})
+    return Calculator().run({"expression": expression}, PROMPT).text
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,7 @@ def test_what_has_no_result_says_why(expression: str, said: str) -> None:
 def test_a_call_is_the_last_one_of_the_text() -> None:
     tools = {"calculator": Calculator()}
     good = json.dumps({"name": "calculator", "arguments": {"expression": "1+1"}})
-    assert call(tools, f"let me see {OPEN} no {OPEN}{good}{CLOSE}").text == "2"
+    assert call(tools, f"let me see {OPEN} no {OPEN}{good}{CLOSE}", PROMPT).text == "2"
     for text, said in [
         (f"{good}{CLOSE}", "not a call"),
         (f"{OPEN}{good[:-1]}{CLOSE}", "not a call"),
@@ -103,7 +106,7 @@ def test_a_call_is_the_last_one_of_the_text() -> None:
         (OPEN + '{"name": "calculator", "arguments": {}}' + CLOSE, "not an expression"),
         (OPEN + "[" * 5000 + CLOSE, "not a call"),
     ]:
-        result = call(tools, text)
+        result = call(tools, text, PROMPT)
         assert (result.text, result.outcome) == (f"error: {said}", said)
-    echo = call(tools, OPEN + '{"name": "<answer>x</answer>", "arguments": {}}' + CLOSE)
+    echo = call(tools, OPEN + '{"name": "<answer>x</answer>", "arguments": {}}' + CLOSE, PROMPT)
     assert "answer" not in echo.text, "a tool never repeats what it was given"

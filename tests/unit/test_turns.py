@@ -173,7 +173,7 @@ def test_the_budget_counts_the_policys_own_tokens(made: Any) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"tools": ["zoom"]}, r"rollout\.engine\.tools: 'zoom'"), ({"max_turns": 0}, r"rollout\.engine\.max_turns")],
+    [({"tools": ["lens"]}, r"rollout\.engine\.tools: 'lens'"), ({"max_turns": 0}, r"rollout\.engine\.max_turns")],
 )
 def test_what_an_engine_cannot_do_is_refused(made: Any, settings: dict[str, Any], said: str) -> None:
     policy, processor, _ = made

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
 from visd.config import FramesSection, PromptSection, VideoSection
+from visd.media.answer import Showing
 from visd.media.budget import CannotFit, reduced_settings
 from visd.media.cache import FrameCache
 from visd.media.chat import PLACEHOLDER, check_media, find_suffix
@@ -167,6 +168,17 @@ class PromptProcessor:
             suffix_start=start + len(ids),
         )
 
+    def show(self, before: str, frames: Sequence[Frames], after: str) -> Showing:
+        """Frames of one picture each between two texts, as they are written into an answer.
+
+        Args:
+            before, after: fixed words of ours; special tokens in them would count as such.
+        """
+        pictures = self.family.image_text(self.tokenizer) * len(frames)
+        images = [Media("image", "")] * len(frames)
+        ids, types, vision = self.family.process(self._hf, before + pictures + after, images, frames)
+        return Showing(tuple(ids.tolist()), types, vision, tuple(frame.times[0] for frame in frames))
+
     def _check(self, sample_id: str, messages: Sequence[Message], media: Sequence[Media]) -> None:
         if not messages or messages[-1].role != "user":
             raise DroppedSample(sample_id, "bad_messages", "its messages must end with the user's.")
@@ -252,6 +264,7 @@ class PromptProcessor:
             suffix_start=suffix_start,
             kinds=tuple(medium.kind for medium, _ in pairs),
             frames=tuple(frames for _, frames in pairs),
+            media=tuple(media),
         )
 
 

@@ -7,8 +7,9 @@
 A step is one contiguous run of tokens that the policy wrote; between steps a tool speaks, whose tokens count nowhere. A bad
 call leads the policy where the teacher never was, so that its later verdicts are worth less: w falls as d rises. The
 running product of the paper's eq. 7 telescopes to w as it stands here. Rollouts with tools come from
-`rollout.engine=visd.rollout.turns.TurnsEngine`; with another engine a rollout is one step and this is GRPO with uniform
-distillation. Published: learning rate 1e-6, 16 rollouts, 16 turns, clip 0.2 and 0.28, no KL, token mean, delta 0.2.
+`rollout.engine=visd.rollout.turns.TurnsEngine`, whose tools are a calculator and, for video, `zoom`, which shows frames of
+a window (`rollout.engine.tools=[calculator,zoom]`, and `prompt.system` must say how they are called). With another engine a
+rollout is one step and this is GRPO with uniform distillation. Published: learning rate 1e-6, 16 rollouts, 16 turns, clip 0.2 and 0.28, no KL, token mean, delta 0.2.
 
 The published teacher is another, larger model without privileged context (config `sod`: `teacher.weights=external`,
 `reference=none`). With the teachers made of the policy itself it must see something that the policy does not: the verified

@@ -16,13 +16,13 @@ from visd.media.families import family_from_config
 from visd.media.families.base import Family
 from visd.policy import lora
 from visd.policy.attention import share_prefixes
-from visd.policy.batch import Row, VisionFeatures, build_inputs
+from visd.policy.batch import Row, Shown, VisionFeatures, build_inputs
 from visd.policy.model import PolicyModel
 from visd.policy.oom import memory_of
 from visd.policy.prefix import build_shared_inputs
 from visd.policy.quantize import is_quantized, numbers_of, plain_weight, quantize_language_model
 from visd.policy.vision import Tower, encode_media, multiply_patches, take_tower, vision_modules
-from visd.types import Prompt, ScoreNeeds, TokenScores, VisdError
+from visd.types import Prompt, Rollout, ScoreNeeds, TokenScores, VisdError, VisionInputs
 
 Forward = Callable[..., dict[str, Tensor]]
 
@@ -164,6 +164,31 @@ class Policy:
             features.append(self._features.get(prompt.sample_id))
         return features
 
+    def keep_features(self, key: str, features: VisionFeatures) -> None:
+        """Features that are known already, until `forget_features`; `encode` finds them by `Prompt.sample_id`."""
+        self._features[key] = features
+
+    @torch.no_grad()
+    def encode_images(self, images: VisionInputs, token_types: Tensor) -> VisionFeatures:
+        """Features of images from the tower outside; [T] types of the tokens that hold their placeholders."""
+        assert self.tower is not None, "media in an answer are refused where the tower is trained"
+        self.tower_calls += 1
+        return encode_media(self.family, list(self.tower), [images], [token_types])[0]
+
+    def shown(self, sample_id: str, rollout: Rollout) -> Shown | None:
+        """What tools showed in a rollout, for its row; the tower is called once until `forget_features`."""
+        media = rollout.media
+        if media is None:
+            return None
+        key = answer_key(sample_id, rollout.seed)
+        if key not in self._features:
+            self._features[key] = self.encode_images(media.vision, media.token_types)
+        return Shown(media, rollout.own, self._features[key])
+
+    def row(self, prompt: Prompt, rollout: Rollout, features: VisionFeatures | None) -> Row:
+        """A rollout after a prompt."""
+        return Row(prompt, rollout.token_ids, features, self.shown(prompt.sample_id, rollout))
+
     def forget_features(self, keep: Collection[str] = ()) -> None:
         """Free the features at the end of a step, except of some samples."""
         self._features = {sample_id: found for sample_id, found in self._features.items() if sample_id in keep}
@@ -227,6 +252,11 @@ class Policy:
         """The outside tower's weights under their names in the Hugging Face model."""
         states = ((path, module.state_dict()) for path, module in self._outside())
         return {f"{path}.{name}": value for path, state in states for name, value in state.items()}
+
+
+def answer_key(sample_id: str, seed: int) -> str:
+    """By which features of an answer's media are kept; no sample's id."""
+    return f"{sample_id}\n{seed}"
 
 
 def compute_dtype(section: ModelSection, device: torch.device) -> torch.dtype:

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from visd.policy.attention import layout_of
-from visd.policy.batch import ForwardInputs, Row, concatenate_features, response_positions
+from visd.policy.batch import (
+    ForwardInputs,
+    Row,
+    concatenate_features,
+    media_of,
+    response_positions,
+    response_types,
+    scored_tokens,
+    shown_features,
+)
 from visd.types import Prompt, VisdError
 
 
@@ -136,16 +145,18 @@ def build_shared_inputs(rows: Sequence[Row]) -> ForwardInputs:
             response = torch.as_tensor(row.response_ids, dtype=torch.long)
             tail = row.prompt.input_ids[bundle.prefix :]
             ids += [tail, response]
-            types.append(torch.zeros(len(tail) + count, dtype=torch.int))
-            positions += [row.prompt.position_ids[:, bundle.prefix :], response_positions(row.prompt, count)]
+            types += [torch.zeros(len(tail), dtype=torch.int), response_types(row)]
+            after = response_positions(row.prompt, count, media_of(row))
+            positions += [row.prompt.position_ids[:, bundle.prefix :], after]
             predictors = torch.arange(len(tail) - 1, len(tail) + count - 1)
             # Where the prompt is all prefix, its last token predicts every row's first one.
             index[i, :count] = torch.where(predictors < 0, start + bundle.prefix - 1, end + predictors)
             response_ids[i, :count] = response
-            mask[i, :count] = True
+            mask[i, :count] = scored_tokens(row)
             end += len(tail) + count
         start = end
     firsts = [rows[bundle.rows[0]] for bundle in bundles]
+    found = [[rows[b.rows[0]].features, *(shown_features(rows[i]) for i in b.rows)] for b in bundles]
     return ForwardInputs(
         input_ids=torch.cat(ids)[None],
         attention_mask=torch.ones((1, start), dtype=torch.bool),
@@ -154,7 +165,7 @@ def build_shared_inputs(rows: Sequence[Row]) -> ForwardInputs:
         response_index=index,
         response_ids=response_ids,
         response_mask=mask,
-        features=concatenate_features([row.features for row in firsts if row.features is not None]),
+        features=concatenate_features([part for parts in found for part in parts]),
         media=tuple(row.prompt.vision for row in firsts if row.features is None and not row.prompt.vision.empty),
         layout=layout_of([(b.prefix, [len(rows[i]) - b.prefix for i in b.rows]) for b in bundles]),
     )

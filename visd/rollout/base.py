@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from visd.media.processor import PromptProcessor
 from visd.parallel.base import Backend
 from visd.types import Prompt, Rollout
 
@@ -38,12 +39,20 @@ class RolloutEngine(ABC):
 
     uses_module: ClassVar[bool] = True  # samples from the policy's own module, inside `Backend.whole_weights`
     elsewhere: ClassVar[bool] = False  # on other devices than the trainer's
+    shows_media: bool = False  # answers may hold frames that a tool showed
 
     def open(self, limits: Limits) -> None:  # noqa: B027  # most engines take anything
         """Called once, before the first sync.
 
         Raises:
             ConfigError: this engine cannot serve such a run.
+        """
+
+    def use(self, processor: PromptProcessor) -> None:  # noqa: B027  # most engines need prompts alone
+        """Called once, after `open`: who made the prompts and can make more of their media.
+
+        Raises:
+            ConfigError: the model cannot be shown what this engine shows.
         """
 
     def sync(self, backend: Backend, version: int) -> None:  # noqa: B027  # the module needs none

@@ -1,4 +1,4 @@
-"""Tools that a policy may call while it answers: how a call is written and read, and the calculator.
+"""Tools that a policy may call while it answers: how a call is written and read, and the calculator (the other is `zoom`).
 
 A call is one JSON object between tags, `<tool_call>{"name": "calculator", "arguments": {"expression": "2*(3+4)"}}</tool_call>`,
 and what the tool says stands between `<tool_response>` tags. A tool answers in fixed words and numbers and never repeats
@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from visd.types import Frames, Prompt
+
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 RESULT = "<tool_response>{}</tool_response>"
 
@@ -28,10 +30,11 @@ LARGEST = 1e100
 
 
 @dataclass(frozen=True)
-class ToolResult:
-    """What a tool said."""
+class Said:
+    """What a tool answers: a text, and frames that are shown after it."""
 
     text: str
+    frames: tuple[Frames, ...] = ()  # of one picture each
     outcome: str = "ok"  # or why there is no result
 
 
@@ -45,23 +48,23 @@ class Tool(ABC):
     name: str
 
     @abstractmethod
-    def run(self, arguments: Mapping[str, Any]) -> str:
-        """The result.
+    def run(self, arguments: Mapping[str, Any], prompt: Prompt) -> Said:
+        """The result of a call in an answer to a prompt.
 
         Raises:
             ToolError: the arguments have none.
         """
 
 
-def call(tools: Mapping[str, Tool], text: str) -> ToolResult:
+def call(tools: Mapping[str, Tool], text: str, prompt: Prompt) -> Said:
     """Answer the call that `text`, which ends with a closing tag, closes."""
     try:
         name, arguments = read_call(text)
         if name not in tools:
             raise ToolError("unknown tool")
-        return ToolResult(tools[name].run(arguments))
+        return tools[name].run(arguments, prompt)
     except ToolError as error:
-        return ToolResult(f"error: {error}", str(error))
+        return Said(f"error: {error}", outcome=str(error))
 
 
 def read_call(text: str) -> tuple[str, dict[str, Any]]:
@@ -89,7 +92,7 @@ class Calculator(Tool):
 
     name = "calculator"
 
-    def run(self, arguments: Mapping[str, Any]) -> str:
+    def run(self, arguments: Mapping[str, Any], prompt: Prompt) -> Said:
         expression = arguments.get("expression")
         if not isinstance(expression, str) or len(expression) > MOST_CHARACTERS:
             raise ToolError("not an expression")
@@ -105,7 +108,7 @@ class Calculator(Tool):
             raise ToolError("division by zero") from None
         except (ArithmeticError, ValueError, TypeError):
             raise ToolError("no result") from None
-        return str(value) if isinstance(value, int) else f"{value:.10g}"
+        return Said(str(value) if isinstance(value, int) else f"{value:.10g}")
 
 
 Number = int | float
@@ -166,6 +169,3 @@ def _bounded(value: Number) -> Number:
     if abs(value) > LARGEST:
         raise ToolError("too large")
     return value
-
-
-TOOLS: dict[str, type[Tool]] = {Calculator.name: Calculator}

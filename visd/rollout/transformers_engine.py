@@ -154,7 +154,7 @@ def left_padded(prompts: Sequence[Prompt], features: Sequence[VisionFeatures | N
         response_index=empty,
         response_ids=empty,
         response_mask=empty.bool(),
-        features=concatenate_features([f for f in features if f is not None]),
+        features=concatenate_features(features),
         media=tuple(inside),
     )
 

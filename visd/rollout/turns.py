@@ -2,7 +2,8 @@
 
 An answer is one assistant turn. Where it closes a call, sampling stops, the tool's words are appended, and the answer goes
 on after them; all answers that wait for their next turn are sampled together. What tools say is part of `token_ids`, of
-`text` and of `pieces`, but `own` is False there: these tokens are neither trained on nor counted.
+`text` and of `pieces`, but `own` is False there: these tokens are neither trained on nor counted. Frames that a tool shows are
+images in the answer, seen by every forward over it; the tower looks at them once.
 """
 
 from __future__ import annotations
@@ -15,13 +16,19 @@ from typing import Any
 import torch
 
 from visd.config import ConfigError, build
-from visd.policy.batch import response_positions
-from visd.policy.policy import Policy
+from visd.media.answer import Showing, answer_media
+from visd.media.processor import PromptProcessor
+from visd.policy.batch import VisionFeatures, concatenate_features, response_positions
+from visd.policy.policy import Policy, answer_key
 from visd.rollout.base import Limits, RolloutEngine, Sampling
 from visd.rollout.sampling import token_pieces
-from visd.rollout.tools import CLOSE, RESULT, TOOLS, Tool, call
+from visd.rollout.tools import CLOSE, RESULT, Calculator, Said, Tool, call
+from visd.rollout.zoom import Zoom
 from visd.seeding import derive_seed
-from visd.types import Prompt, Rollout, StopReason
+from visd.types import AnswerMedia, Prompt, Rollout, StopReason
+
+TOOLS = (Calculator.name, Zoom.name)
+"""Those that `tools` may name."""
 
 
 @dataclass
@@ -35,6 +42,8 @@ class Draft:
     pieces: list[str] = field(default_factory=list)
     own: list[bool] = field(default_factory=list)
     outcomes: list[str] = field(default_factory=list)  # of the calls
+    shown: list[tuple[int, Showing]] = field(default_factory=list)  # frames, with the place of their turn in `ids`
+    features: list[VisionFeatures] = field(default_factory=list)  # of `shown`
     stop: StopReason | None = None  # None while a turn is to follow
 
     def add(self, ids: Sequence[int], logp: Sequence[float], pieces: Sequence[str], own: bool) -> None:
@@ -43,7 +52,7 @@ class Draft:
         self.pieces += pieces
         self.own += [own] * len(ids)
 
-    def rollout(self, policy_version: int) -> Rollout:
+    def rollout(self, policy_version: int, media: AnswerMedia | None) -> Rollout:
         assert self.stop is not None
         return Rollout(
             token_ids=tuple(self.ids),
@@ -55,6 +64,7 @@ class Draft:
             policy_version=policy_version,
             own=() if all(self.own) else tuple(self.own),
             calls=tuple(self.outcomes),
+            media=media,
         )
 
 
@@ -66,20 +76,22 @@ class TurnsEngine(RolloutEngine):
     tokenizer: Any
     tools: list[str] = field(
         default_factory=lambda: ["calculator"]
-    )  # tools that may be called; the prompt must say how
+    )  # tools that may be called, of calculator and zoom; the prompt must say how
     max_turns: int = 4  # turns of the policy in an answer; one that calls a tool in the last is cut
+    zoom_frames: int = 4  # frames that a zoom shows at most; even
+    zoom_pixels: int = 200704  # most pixels of each
     inner: dict[str, Any] = field(
         default_factory=lambda: {"_target_": "visd.rollout.transformers_engine.TransformersEngine"}
     )  # who samples the turns
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.tools if name not in TOOLS]:
-            raise ConfigError(
-                f"rollout.engine.tools: {unknown[0]!r} is not one of {', '.join(TOOLS)}; tools that add frames are not there."
-            )
+            raise ConfigError(f"rollout.engine.tools: {unknown[0]!r} is not one of {', '.join(TOOLS)}.")
         if self.max_turns < 1:
             raise ConfigError(f"rollout.engine.max_turns: {self.max_turns} must be at least 1.")
-        self._tools: dict[str, Tool] = {name: TOOLS[name]() for name in self.tools}
+        self.shows_media = Zoom.name in self.tools
+        self._tools: dict[str, Tool] = {Calculator.name: Calculator()} if Calculator.name in self.tools else {}
+        self._processor: PromptProcessor | None = None
         self._inner: RolloutEngine = build(
             self.inner, "rollout.engine.inner", policy=self.policy, tokenizer=self.tokenizer
         )
@@ -90,6 +102,22 @@ class TurnsEngine(RolloutEngine):
 
     def open(self, limits: Limits) -> None:
         self._inner.open(limits)
+
+    def use(self, processor: PromptProcessor) -> None:
+        self._processor = processor
+        if not self.shows_media:
+            return
+        family = self.policy.family
+        if not family.image_text(self.tokenizer):
+            raise ConfigError(
+                f"rollout.engine.tools: zoom shows images within an answer, which {family.name} is not shown; take a model of "
+                "the Qwen2.5-VL or Qwen3-VL family."
+            )
+        if self.policy.tower is None:
+            raise ConfigError(
+                "model.freeze: zoom needs a vision tower that is frozen whole; take [vision], and no model.lora.vision_targets."
+            )
+        self._tools[Zoom.name] = Zoom(processor, self.zoom_frames, self.zoom_pixels)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], policy_version: int
@@ -106,14 +134,38 @@ class TurnsEngine(RolloutEngine):
                 break
             left = max(sampling.max_new_tokens - sum(draft.own) for draft in waiting)
             continued = self._inner.generate(
-                [after(draft.prompt, draft.ids, "".join(draft.pieces)) for draft in waiting],
+                [self._continued(draft, turn) for draft in waiting],
                 replace(sampling, n=1, max_new_tokens=left),
                 [[derive_seed("turn", draft.seed, turn)] for draft in waiting],
                 policy_version,
             )
             for draft, (rollout,) in zip(waiting, continued, strict=True):
                 self._take(draft, rollout, sampling, last=turn == self.max_turns - 1)
-        return [tuple(draft.rollout(policy_version) for draft in row) for row in drafts]
+        return [tuple(self._finished(draft, policy_version) for draft in row) for row in drafts]
+
+    def _continued(self, draft: Draft, turn: int) -> Prompt:
+        """The question and the answer so far, with what has been shown."""
+        media = self._media(draft)
+        prompt = after(draft.prompt, draft.ids, "".join(draft.pieces), media)
+        if media is None:
+            return prompt
+        key = f"{answer_key(prompt.sample_id, draft.seed)}\n{turn}"
+        features = concatenate_features([*self.policy.encode([draft.prompt]), *draft.features])
+        assert features is not None
+        self.policy.keep_features(key, features)
+        return replace(prompt, sample_id=key)
+
+    def _finished(self, draft: Draft, policy_version: int) -> Rollout:
+        features = concatenate_features(draft.features)
+        if features is not None:
+            self.policy.keep_features(answer_key(draft.prompt.sample_id, draft.seed), features)
+        return draft.rollout(policy_version, self._media(draft))
+
+    def _media(self, draft: Draft) -> AnswerMedia | None:
+        if not draft.shown:
+            return None
+        assert self._processor is not None
+        return answer_media(self.policy.family, self._processor.section.position_rule, draft.shown, len(draft.ids))
 
     def _take(self, draft: Draft, turn: Rollout, sampling: Sampling, last: bool) -> None:
         """Append a turn up to its first call, and the call's result; or end the answer."""
@@ -128,13 +180,25 @@ class TurnsEngine(RolloutEngine):
             draft.stop = "length"
             return
         text = "".join(turn.pieces[:count])
-        result = call(self._tools, text[: text.index(CLOSE) + len(CLOSE)])
-        draft.outcomes.append(result.outcome)
-        ids = self.tokenizer(RESULT.format(result.text), add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
+        said = call(self._tools, text[: text.index(CLOSE) + len(CLOSE)], draft.prompt)
+        draft.outcomes.append(said.outcome)
+        ids = self._shown(draft, said) if said.frames else self._told(said)
         pieces = token_pieces(ids, lambda part: self.tokenizer.decode(part, skip_special_tokens=True))
         draft.add(ids, [0.0] * len(ids), pieces, own=False)
+
+    def _told(self, said: Said) -> list[int]:
+        """Ids of a tool's words."""
+        words = RESULT.format(said.text)
+        return list(self.tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def _shown(self, draft: Draft, said: Said) -> Sequence[int]:
+        """Ids of a tool's words and frames, which are looked at here."""
+        assert self._processor is not None
+        before, after_frames = RESULT.split("{}")
+        showing = self._processor.show(before + said.text, said.frames, after_frames)
+        draft.shown.append((len(draft.ids), showing))
+        draft.features.append(self.policy.encode_images(showing.vision, showing.token_types))
+        return showing.ids
 
 
 def call_end(pieces: Sequence[str]) -> int | None:
@@ -145,12 +209,13 @@ def call_end(pieces: Sequence[str]) -> int | None:
     return next(i + 1 for i, length in enumerate(accumulate(map(len, pieces))) if length >= closed + len(CLOSE))
 
 
-def after(prompt: Prompt, ids: Sequence[int], text: str) -> Prompt:
-    """A prompt that goes on after `ids`: same media, positions as in the forward that trains on them."""
+def after(prompt: Prompt, ids: Sequence[int], text: str, media: AnswerMedia | None = None) -> Prompt:
+    """A prompt that goes on after `ids`: media and positions as in the forward that trains on them."""
+    types = prompt.mm_token_type_ids.new_zeros(len(ids)) if media is None else media.token_types
     return replace(
         prompt,
         text=prompt.text + text,
         input_ids=torch.cat([prompt.input_ids, torch.tensor(ids, dtype=prompt.input_ids.dtype)]),
-        mm_token_type_ids=torch.cat([prompt.mm_token_type_ids, prompt.mm_token_type_ids.new_zeros(len(ids))]),
-        position_ids=torch.cat([prompt.position_ids, response_positions(prompt, len(ids))], dim=1),
+        mm_token_type_ids=torch.cat([prompt.mm_token_type_ids, types]),
+        position_ids=torch.cat([prompt.position_ids, response_positions(prompt, len(ids), media)], dim=1),
     )

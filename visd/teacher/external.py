@@ -74,7 +74,7 @@ class ExternalTeacher:
         if self.crossing is not None:
             ids = self.crossing.response(rollout)
         else:
-            self._check_ids(prompt.sample_id, rollout.token_ids)
+            self._check_ids(prompt.sample_id, rollout.of_own(rollout.token_ids))
         if ids is None:
             raise DroppedSample(
                 prompt.sample_id,
@@ -82,7 +82,8 @@ class ExternalTeacher:
                 "the teacher's tokenizer does not give a rollout's text back as it is.",
             )
         features = self.policy.encode([prompt])[0]
-        return Row(self.processor.insert_text(prompt, text) if text else prompt, ids, features)
+        shown = self.policy.shown(prompt.sample_id, rollout)
+        return Row(self.processor.insert_text(prompt, text) if text else prompt, ids, features, shown)
 
     def _check_ids(self, sample_id: str, ids: Sequence[int]) -> None:
         unknown = self.policy.model.banned[torch.as_tensor(ids, device=self.policy.device)]
@@ -140,12 +141,20 @@ def load_external(
     return ExternalTeacher(policy, builder, size)
 
 
-def check_media(teacher: ExternalTeacher, samples: Sequence[Sample]) -> None:
+def check_media(teacher: ExternalTeacher, samples: Sequence[Sample], student: Policy | None = None) -> None:
     """Refuse a text-only teacher where there are media.
 
+    Args:
+        student: whose answers may hold media, which a teacher must read as the student does.
+
     Raises:
-        ConfigError: names the first sample.
+        ConfigError: names the first sample, or the two families.
     """
+    if student is not None and (teacher.crossing is not None or teacher.policy.family != student.family):
+        raise ConfigError(
+            f"teacher.path: frames in an answer are pixels and ids of the student's {student.family.name}, which "
+            f"{teacher.policy.source!r} reads otherwise; take a teacher of the same family, or no tool that shows frames."
+        )
     if teacher.policy.family.has_media:
         return
     for sample in samples:

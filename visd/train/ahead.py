@@ -21,7 +21,6 @@ from visd import strict_json
 from visd.observe.accumulate import Metrics
 from visd.observe.files import read_jsonl
 from visd.parallel import Backend
-from visd.policy.batch import Row
 from visd.policy.oom import memory_of
 from visd.rollout.background import in_background
 from visd.seeding import derive_seed
@@ -152,7 +151,7 @@ def agreement(run: Run, step: int, pairs: Pairs) -> Metrics:
         asked = run.engine.generate(prompts, short, seeds, run.policy_version)
     answers = [only for (only,) in asked]
     features = run.policy.encode(prompts)
-    rows = [Row(p, a.token_ids, f) for p, a, f in zip(prompts, answers, features, strict=True)]
+    rows = [run.policy.row(*one) for one in zip(prompts, answers, features, strict=True)]
     temperature, budget = run.config.rollout.temperature, run.config.train.micro_batch_tokens
     with run.backend.whole_weights():
         scores = sampled_logp(run.policy, rows, temperature, budget, run.policy.shares_prefixes)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from visd.objective.dimensions import token_dimensions
-from visd.policy.batch import Row, VisionFeatures
+from visd.policy.batch import Row, Shown, VisionFeatures
 from visd.types import DIMENSIONS, Prompt, Rollout, RolloutGroup, TokenBatch, TokenScores, VisionInputs
 
 
@@ -20,6 +20,7 @@ class Item:
     group: RolloutGroup
     index: int
     features: VisionFeatures | None
+    shown: Shown | None = None  # what tools showed in it
 
     @property
     def key(self) -> tuple[str, int]:
@@ -39,7 +40,7 @@ class Item:
 
     def row(self, prompt: Prompt | None = None) -> Row:
         """The rollout after its own prompt, or after the teacher's."""
-        return Row(prompt or self.group.prompt, self.response_ids, self.features)
+        return Row(prompt or self.group.prompt, self.response_ids, self.features, self.shown)
 
 
 def token_batch(items: Sequence[Item], has_teacher: Sequence[bool], device: torch.device) -> TokenBatch:

@@ -299,6 +299,9 @@ def set_up(config: RunConfig) -> Run:
     unshared = [share_where_possible(policy, config)] if share else []
     engine: RolloutEngine = build(config.rollout.engine, "rollout.engine", policy=policy, tokenizer=processor.tokenizer)
     engine.open(limits_of(config, backend.world_size))
+    engine.use(processor)
+    if engine.shows_media and config.rollout.max_staleness:
+        raise ConfigError("rollout.max_staleness: answers with frames in them are not kept for a later step; take 0.")
     if rl and config.rollout.max_staleness and not engine.elsewhere:
         log.warning(
             "rollout.max_staleness: 1 saves no time here: an engine in this process does not sample during updates"
@@ -311,7 +314,7 @@ def set_up(config: RunConfig) -> Run:
     teacher = attached(config.teacher, backend) if taught and not outside else None
     external = load_external(config, policy, processor, method.crosses_tokenizers) if outside else None
     if external is not None:
-        check_media(external, samples)
+        check_media(external, samples, policy if engine.shows_media else None)
     if share and external is not None:
         unshared.append(share_where_possible(external.policy, config))
     frozen = replace(config.teacher, weights="frozen")

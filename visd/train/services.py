@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from visd.config import ConfigError
 from visd.methods.base import Services
-from visd.policy.batch import Row
 from visd.policy.oom import memory_of
 from visd.rollout.sampling import finished_rollout
 from visd.rollout.transformers_engine import TransformersEngine
@@ -54,7 +53,7 @@ class StepServices(Services):
     def score(self, prompts: Sequence[Prompt], texts: Sequence[Rollout]) -> list[list[float]]:
         run = self._run
         features = run.policy.encode(prompts)
-        rows = [Row(p, t.token_ids, f) for p, t, f in zip(prompts, texts, features, strict=True)]
+        rows = [run.policy.row(*one) for one in zip(prompts, texts, features, strict=True)]
         plan = plan_rows(
             rows,
             run.config.train.micro_batch_tokens,

@@ -75,7 +75,7 @@ def confirm(run: Run, groups: Sequence[RolloutGroup]) -> None:
         return
     features = policy.encode([group.prompt for group in groups[:2]])
     rows = [
-        Row(group.prompt, rollout.token_ids, feature)
+        policy.row(group.prompt, rollout, feature)
         for group, feature in zip(groups[:2], features, strict=True)
         for rollout in group.rollouts[:2]
     ]

@@ -41,7 +41,9 @@ def items_of(run: Run, groups: Sequence[RolloutGroup]) -> list[Item]:
     items = []
     for group, features in zip(groups, run.policy.encode([group.prompt for group in groups]), strict=True):
         items += [
-            Item(group, i, features) for i in range(len(group.rollouts)) if everything or group.advantages[i] != 0
+            Item(group, i, features, run.policy.shown(group.sample.id, rollout))
+            for i, rollout in enumerate(group.rollouts)
+            if everything or group.advantages[i] != 0
         ]
     return items
 

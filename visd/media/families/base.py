@@ -119,6 +119,10 @@ class Family:
         """
         raise VisdError(f"the family {self.name!r} has no vision modules.")
 
+    def image_text(self, tokenizer: Any) -> str:
+        """One image as it is written into a text for `process`; empty for a family that is shown none within an answer."""
+        return ""
+
     def dummy_media(self) -> tuple[VisionInputs, Tensor]:
         """The least that `encode` can be given, for a rank without media while others run a trained tower.
 

@@ -122,6 +122,10 @@ class QwenVL(Family):
         orders = [_placeholder_order(types).to(parameter.device) for types in token_types]
         return [tuple(level[i][order] for level in split) for i, order in enumerate(orders)]
 
+    def image_text(self, tokenizer: Any) -> str:
+        ids = [self.vision_start_token_id, self.image_token_id, self.vision_end_token_id]
+        return "".join(tokenizer.convert_ids_to_tokens(ids))
+
     def dummy_media(self) -> tuple[VisionInputs, Tensor]:
         patches = self.merge_size
         media = VisionInputs(
