@@ -22,8 +22,8 @@ def test_the_reward_of_the_format_goes_up(warm_model: Path, small_world: Path, t
     """
     run_stage(
         small_config(
-            small_world, warm_model, tmp_path, "method=visd", "data.train=[text_train.jsonl]", "train.steps=36",
-            "train.prompts_per_step=8", "rollout.n=8", "rollout.max_new_tokens=40", "optim.lr=1e-3", "optim.eps=1e-8",
+            small_world, warm_model, tmp_path, "method=visd", "data.train=[text_train.jsonl]", "train.steps=60",
+            "train.prompts_per_step=8", "rollout.n=8", "rollout.max_new_tokens=40", "optim.lr=3e-4", "optim.eps=1e-8",
             "reward.weights={format: 1.0}", "optim.schedule=constant", "method.lam=0.5", "method.eps=0.2", "checkpoint.every=0",
         )
     )  # fmt: skip

@@ -208,6 +208,9 @@ class Scripted(Services):
     def score(self, prompts, texts):  # type: ignore[no-untyped-def]
         raise AssertionError("resd has no text scored")
 
+    def answers(self, prompts, texts):  # type: ignore[no-untyped-def]
+        raise AssertionError("resd takes no answers of the data")
+
     def __init__(self, answer: Callable[[str], str], folder: Path = Path("outputs/none")):
         self.answer, self.folder, self.asked = answer, folder, list[str]()
 
